@@ -1,0 +1,1 @@
+"""The control port: gRPC, wire-compatible with SciStream 1.2."""

@@ -1,0 +1,211 @@
+"""What the manager needs of the world, and the plain data that crosses the border.
+
+The manager sees adapters only through these protocols; `daemon` builds them.
+Nothing here opens anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Protocol
+
+from scistreamd.model import Endpoint, IPAddress, Role, Security, Uid
+
+# sd_listen_fds(3): the first inherited socket, and where ours begin under every launcher.
+FIRST_FD = 3
+
+CA_FILE = "ca.pem"
+LEAF_FILE = "leaf.pem"
+PSK_FILE = "psk.txt"
+
+
+@dataclass(frozen=True)
+class Bind:
+    """One listener to hold: TCP always, and UDP on the same port where asked for.
+
+    The address may be a wildcard; ``::`` then takes IPv4 as well.
+    """
+
+    endpoint: Endpoint
+    udp: bool = False
+
+
+@dataclass(frozen=True)
+class Places:
+    """Directories of one tunnel as its data server sees them.
+
+    ``config`` holds no secret and is re-read on reload; ``secrets`` holds
+    `CA_FILE`, `LEAF_FILE`, `PSK_FILE` as far as the security mode needs them;
+    ``scratch`` is writable by the data server (control sockets, pid files).
+    """
+
+    config: PurePosixPath
+    secrets: PurePosixPath
+    scratch: PurePosixPath
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Settings of the data plane, from the configuration; ../docs/data-servers.md says why these."""
+
+    threads: int = 1
+    buffer_bytes: int = 65536
+    handshake_seconds: int = 5
+    connect_seconds: int = 10
+    connections: int = 4096
+    keepalive_idle_seconds: int = 60
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a data server is to do: listener i forwards to targets[i].
+
+    ``listeners`` are in the order of the inherited sockets (for a Bind with
+    ``udp`` its UDP socket follows its TCP socket). ``targets[i]`` is never
+    empty: several addresses are tried in turn, for they are one host's.
+    ``generation`` grows with each update, so that an answer can be told from
+    that of the configuration before.
+    """
+
+    tunnel_id: str
+    role: Role
+    security: Security
+    listeners: tuple[Bind, ...]
+    targets: tuple[tuple[Endpoint, ...], ...]
+    generation: int = 1
+    tuning: Tuning = field(default_factory=Tuning)
+
+
+@dataclass(frozen=True)
+class SocketSays:
+    """Ready when the data server's own UNIX socket answers ``request`` with text that holds ``expect``."""
+
+    path: PurePosixPath
+    request: bytes
+    expect: bytes
+
+
+@dataclass(frozen=True)
+class LogSays:
+    """Ready when a new line of the data server's output holds ``text``."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Program:
+    """A data server rendered: all that a launcher needs to run, reload and drain it.
+
+    ``argv[0]`` is the bare program name, ``argv`` names files inside `Places`.
+    ``reload_signal`` makes the main process take the new ``config`` without
+    touching running streams, after which ``ready`` holds again.
+    ``drain_signal`` lets streams end and takes no new ones; None: it cannot.
+    """
+
+    argv: tuple[str, ...]
+    environment: Mapping[str, str]
+    config: Mapping[str, str]
+    ready: SocketSays | LogSays
+    reload_signal: int
+    drain_signal: int | None
+
+
+class DataServer(Protocol):
+    """One kind of data server: a pure function from a plan to a program."""
+
+    @property
+    def name(self) -> str:
+        """As users type it: ``Haproxy``."""
+
+    @property
+    def program(self) -> str:
+        """The executable: ``haproxy``."""
+
+    @property
+    def package(self) -> str:
+        """What to install where it is missing, for people: ``haproxy``."""
+
+    @property
+    def securities(self) -> frozenset[Security]:
+        """The security modes that it can do."""
+
+    @property
+    def udp_securities(self) -> frozenset[Security]:
+        """The modes under which it forwards UDP as well."""
+
+    def render(self, plan: Plan, places: Places) -> Program:
+        """Render the plan; never raises for a plan whose security is in `securities`."""
+
+
+class KeyMaker(Protocol):
+    """Derives a tunnel's key files from its UID."""
+
+    def files(self, uid: Uid, role: Role, security: Security) -> Mapping[str, bytes]:
+        """File name to content for `Places.secrets`; empty under ``none``."""
+
+
+class PortsBusy(Exception):
+    """Some of the ports asked for belong to others; nothing was taken."""
+
+    def __init__(self, ports: Sequence[int], reason: str) -> None:
+        super().__init__(reason)
+        self.ports = tuple(ports)
+        self.reason = reason
+
+
+class Held(Protocol):
+    """A tunnel's listeners, held against other programs, and the data server on them.
+
+    Connections wait in the backlog until `serve` has started the data server.
+    """
+
+    @property
+    def places(self) -> Places:
+        """Where the tunnel's files are for its data server."""
+
+    async def rebind(self, binds: Sequence[Bind]) -> None:
+        """Hold these listeners instead, before the first `serve`.
+
+        Raises PortsBusy, and holds what it held before.
+        """
+
+    async def serve(self, program: Program, secrets: Mapping[str, bytes]) -> None:
+        """Start the data server, or retarget the running one; return when it says that it accepts.
+
+        Raises ScistreamError(FAILED_PRECONDITION) with the data server's own
+        reason; a data server that ran before runs on as it was.
+        """
+
+    async def close(self, drain: float = 0) -> None:
+        """End the data server, free the ports, remove the files; safe to call twice.
+
+        ``drain``: seconds for which running streams may end by themselves
+        while no new ones are taken.
+        """
+
+
+class Launcher(Protocol):
+    """Runs data servers: as children of the daemon, or as units of systemd."""
+
+    async def hold(self, tunnel_id: str, binds: Sequence[Bind], failed: Callable[[str], None]) -> Held:
+        """Hold all listeners or none.
+
+        ``failed`` is called once with the reason when a data server that had
+        been accepted cannot be kept running. Raises PortsBusy, or
+        ScistreamError where an address is not this host's.
+        """
+
+    def missing(self, server: DataServer) -> str:
+        """Why this data server cannot run here, with what to install, or an empty string."""
+
+
+class Network(Protocol):
+    """Facts about names and addresses."""
+
+    async def resolve(self, host: str) -> tuple[IPAddress, ...]:
+        """A name's addresses, best first (RFC 6724); ScistreamError(INVALID_ARGUMENT) where it has none."""
+
+    def is_local(self, address: IPAddress) -> bool:
+        """Whether this host itself answers on the address."""
