@@ -1,0 +1,136 @@
+"""HAProxy as a data server: configuration.txt and management.txt of HAProxy 2.6.
+
+Master and worker (``-W``): SIGUSR2 makes the master run itself again with the
+new configuration, the old worker lives as long as its streams.
+"""
+
+from __future__ import annotations
+
+import signal
+
+from scistreamd.dataserver.common import (
+    CERTIFICATE_NAME,
+    CIPHER_SUITES,
+    IDLE_DAYS,
+    KEEPALIVE_INTERVAL_SECONDS,
+    KEEPALIVE_PROBES,
+    READY_SOCKET,
+    quoted,
+    tcp_sockets,
+)
+from scistreamd.interfaces import CA_FILE, LEAF_FILE, Places, Plan, Program, SocketSays
+from scistreamd.model import Endpoint, Role, Security
+
+CONFIG = "haproxy.cfg"
+
+# One line for a stream that did not end well; %ts is its termination state (configuration.txt 8.5).
+_LOG_FORMAT = "stream from %ci:%cp to %fi:%fp, target %si:%sp, ended %ts after %Tt ms, in %U out %B bytes"
+
+
+class Haproxy:
+    """`interfaces.DataServer` for HAProxy 2.6 and later."""
+
+    name = "Haproxy"
+    program = "haproxy"
+    package = "haproxy"
+    securities = frozenset({Security.TLS, Security.NONE})
+    udp_securities: frozenset[Security] = frozenset()
+
+    def render(self, plan: Plan, places: Places) -> Program:
+        """Render the plan; BugError for a path that cannot be quoted."""
+        sections = [_global(plan, places), _defaults(plan), *_listeners(plan, places)]
+        return Program(
+            argv=("haproxy", "-W", "-db", "-f", str(places.config / CONFIG)),
+            environment={},
+            config={CONFIG: "\n".join(sections)},
+            ready=SocketSays(places.scratch / READY_SOCKET, b"show info\n", _description(plan).encode() + b"\n"),
+            reload_signal=signal.SIGUSR2,
+            drain_signal=signal.SIGUSR1,
+        )
+
+
+def _description(plan: Plan) -> str:
+    return f"tunnel {plan.tunnel_id} generation {plan.generation}"
+
+
+def _global(plan: Plan, places: Places) -> str:
+    # tune.ssl.cachesize 0 and no-tls-tickets: no resumption, every connection proves itself anew.
+    return f"""global
+    description {_description(plan)}
+    log stderr format raw local0 info
+    stats socket {quoted(places.scratch / READY_SOCKET)} mode 600 level user
+    nbthread {plan.tuning.threads}
+    maxconn {plan.tuning.connections}
+    no strict-limits
+    tune.bufsize {plan.tuning.buffer_bytes}
+    tune.ssl.cachesize 0
+"""
+
+
+def _defaults(plan: Plan) -> str:
+    tuning = plan.tuning
+    keepalive = "".join(
+        f"""
+    option {side}tcpka
+    {side}tcpka-idle {tuning.keepalive_idle_seconds}s
+    {side}tcpka-intvl {KEEPALIVE_INTERVAL_SECONDS}s
+    {side}tcpka-cnt {KEEPALIVE_PROBES}"""
+        for side in ("cli", "srv")
+    )
+    # `timeout client` is the limit for a handshake; once both legs are connected `timeout tunnel` replaces it.
+    return f"""defaults
+    mode tcp
+    log global
+    log-format "{_LOG_FORMAT}"
+    option dontlog-normal
+    option dontlognull{keepalive}
+    timeout connect {tuning.connect_seconds}s
+    timeout client {tuning.handshake_seconds}s
+    timeout server {IDLE_DAYS}d
+    timeout tunnel {IDLE_DAYS}d
+    timeout client-fin {IDLE_DAYS}d
+    timeout server-fin {IDLE_DAYS}d
+    balance roundrobin
+    option redispatch 1
+"""
+
+
+def _listeners(plan: Plan, places: Places) -> list[str]:
+    return [
+        _listener(index, f"fd@{fd}{_bind_tls(plan, places)}", plan.targets[index], _server_tls(plan, places))
+        for index, fd, _ in tcp_sockets(plan)
+    ]
+
+
+def _listener(index: int, bind: str, targets: tuple[Endpoint, ...], server_tls: str) -> str:
+    # A target is tried once: HAProxy waits a second before it tries the same one again.
+    lines = [f"listen l{index}", f"    bind {bind}", f"    retries {len(targets) - 1}"]
+    for number, target in enumerate(targets):
+        # The first address is the best one; the others are for its failures.
+        weight = 256 if number == 0 else 1
+        lines.append(f"    server t{number} {_address(target)} weight {weight}{server_tls}")
+    return "\n".join(lines) + "\n"
+
+
+def _address(target: Endpoint) -> str:
+    """HAProxy takes the last colon as the port's, and knows the family by this prefix."""
+    return f"ipv{target.address.version}@{target.address}:{target.port}"
+
+
+def _bind_tls(plan: Plan, places: Places) -> str:
+    if plan.security is not Security.TLS or plan.role is not Role.PROD:
+        return ""
+    return f" ssl{_tls(places)}"
+
+
+def _server_tls(plan: Plan, places: Places) -> str:
+    if plan.security is not Security.TLS or plan.role is not Role.CONS:
+        return ""
+    return f" ssl{_tls(places)} verifyhost {CERTIFICATE_NAME[Role.PROD]} no-ssl-reuse"
+
+
+def _tls(places: Places) -> str:
+    return (
+        f" crt {quoted(places.secrets / LEAF_FILE)} ca-file {quoted(places.secrets / CA_FILE)} verify required"
+        f" ssl-min-ver TLSv1.3 ciphersuites {CIPHER_SUITES} no-tls-tickets"
+    )

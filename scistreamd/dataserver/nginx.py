@@ -1,0 +1,148 @@
+"""nginx as a data server: the stream modules of nginx 1.22, nginx.org/en/docs/stream/.
+
+HUP starts new workers with the new configuration, the old ones live as long as
+their streams. Inherited sockets are named in the variable NGINX, each by the
+address that its ``listen`` has.
+"""
+
+from __future__ import annotations
+
+import signal
+
+from scistreamd.dataserver.common import (
+    CERTIFICATE_NAME,
+    CIPHER_SUITES,
+    IDLE_DAYS,
+    KEEPALIVE_INTERVAL_SECONDS,
+    KEEPALIVE_PROBES,
+    READY_SOCKET,
+    quoted,
+    socket_count,
+)
+from scistreamd.interfaces import CA_FILE, FIRST_FD, LEAF_FILE, Bind, Places, Plan, Program, SocketSays
+from scistreamd.model import Endpoint, Role, Security
+
+CONFIG = "nginx.conf"
+UDP_IDLE = "10m"
+
+# Where the stream module is not built in, the distributions' one-line files load it; a pattern that
+# matches nothing is no error, so one text serves all of them.
+_MODULE_FILES = ("/usr/share/nginx/modules-available/mod-stream.conf*", "/usr/share/nginx/modules/mod-stream.conf*")
+
+
+class Nginx:
+    """`interfaces.DataServer` for nginx 1.22 and later."""
+
+    name = "Nginx"
+    program = "nginx"
+    package = "nginx and libnginx-mod-stream"
+    securities = frozenset({Security.TLS, Security.NONE})
+    udp_securities = frozenset({Security.NONE})
+
+    def render(self, plan: Plan, places: Places) -> Program:
+        """Render the plan; BugError for a path that cannot be quoted."""
+        fds = range(FIRST_FD, FIRST_FD + socket_count(plan))
+        return Program(
+            argv=("nginx", "-e", "stderr", "-c", str(places.config / CONFIG)),
+            environment={"NGINX": "".join(f"{fd};" for fd in fds)},
+            config={CONFIG: _main(plan, places) + _stream(plan, places)},
+            ready=SocketSays(places.scratch / READY_SOCKET, b"", _word(plan).encode()),
+            reload_signal=signal.SIGHUP,
+            drain_signal=signal.SIGQUIT,
+        )
+
+
+def _word(plan: Plan) -> str:
+    return f"tunnel {plan.tunnel_id} generation {plan.generation}."
+
+
+def _main(plan: Plan, places: Places) -> str:
+    # Without reuseport each worker would take packets of the same UDP sender, and forward from a port of its own.
+    workers = 1 if any(bind.udp for bind in plan.listeners) else plan.tuning.threads
+    modules = "".join(f"include {pattern};\n" for pattern in _MODULE_FILES)
+    return f"""{modules}daemon off;
+worker_processes {workers};
+pid {quoted(places.scratch / "nginx.pid")};
+error_log stderr notice;
+
+events {{
+    worker_connections {2 * plan.tuning.connections + 64};
+}}
+"""
+
+
+def _stream(plan: Plan, places: Places) -> str:
+    tuning = plan.tuning
+    servers = "".join(_servers(plan, index) for index in range(len(plan.listeners)))
+    return f"""
+stream {{
+    proxy_buffer_size {tuning.buffer_bytes};
+    proxy_timeout {IDLE_DAYS}d;
+    proxy_half_close on;
+    proxy_connect_timeout {tuning.connect_seconds}s;
+    proxy_socket_keepalive on;
+{_tls(plan, places)}
+    server {{
+        listen {quoted(places.scratch / READY_SOCKET).replace('"', '"unix:', 1)};
+        return "{_word(plan)}";
+    }}
+{servers}}}
+"""
+
+
+def _servers(plan: Plan, index: int) -> str:
+    """The upstream and the servers of one listener."""
+    bind, tuning = plan.listeners[index], plan.tuning
+    keepalive = f"so_keepalive={tuning.keepalive_idle_seconds}s:{KEEPALIVE_INTERVAL_SECONDS}s:{KEEPALIVE_PROBES}"
+    ssl = " ssl" if plan.security is Security.TLS and plan.role is Role.PROD else ""
+    text = _upstream(index, plan.targets[index])
+    text += _server(f"{_address(bind)}{ssl} {keepalive} backlog={tuning.connections}", index, "")
+    if bind.udp:
+        text += _server(f"{_address(bind)} udp", index, f"        proxy_timeout {UDP_IDLE};\n")
+    return text
+
+
+def _upstream(index: int, targets: tuple[Endpoint, ...]) -> str:
+    """Addresses in turn for each connection anew (max_fails=0): one that refused may run again."""
+    lines = [
+        f"        server {target} max_fails=0{' backup' if number else ''};\n" for number, target in enumerate(targets)
+    ]
+    return f"\n    upstream t{index} {{\n{''.join(lines)}    }}\n"
+
+
+def _server(listen: str, index: int, more: str) -> str:
+    return f"    server {{\n        listen {listen};\n        proxy_pass t{index};\n{more}    }}\n"
+
+
+def _address(bind: Bind) -> str:
+    """As the socket is bound; ``::`` takes IPv4 as well."""
+    return f"{bind.endpoint} ipv6only=off" if str(bind.endpoint.address) == "::" else str(bind.endpoint)
+
+
+def _tls(plan: Plan, places: Places) -> str:
+    if plan.security is not Security.TLS:
+        return ""
+    leaf, authority = quoted(places.secrets / LEAF_FILE), quoted(places.secrets / CA_FILE)
+    if plan.role is Role.PROD:
+        return f"""
+    ssl_certificate {leaf};
+    ssl_certificate_key {leaf};
+    ssl_client_certificate {authority};
+    ssl_verify_client on;
+    ssl_protocols TLSv1.3;
+    ssl_conf_command Ciphersuites {CIPHER_SUITES};
+    ssl_session_cache off;
+    ssl_session_tickets off;
+    ssl_handshake_timeout {plan.tuning.handshake_seconds}s;
+"""
+    return f"""
+    proxy_ssl on;
+    proxy_ssl_certificate {leaf};
+    proxy_ssl_certificate_key {leaf};
+    proxy_ssl_trusted_certificate {authority};
+    proxy_ssl_verify on;
+    proxy_ssl_name {CERTIFICATE_NAME[Role.PROD]};
+    proxy_ssl_protocols TLSv1.3;
+    proxy_ssl_conf_command Ciphersuites {CIPHER_SUITES};
+    proxy_ssl_session_reuse off;
+"""

@@ -1,0 +1,114 @@
+"""Stunnel as a data server: stunnel(8) of 5.68.
+
+One process, a thread per connection. HUP reads the configuration again;
+connections that run keep the one they began with.
+"""
+
+from __future__ import annotations
+
+import signal
+
+from scistreamd.dataserver.common import (
+    CERTIFICATE_NAME,
+    CIPHER_SUITES,
+    IDLE_SECONDS,
+    KEEPALIVE_INTERVAL_SECONDS,
+    KEEPALIVE_PROBES,
+    plain,
+    tcp_sockets,
+)
+from scistreamd.interfaces import CA_FILE, LEAF_FILE, PSK_FILE, Bind, LogSays, Places, Plan, Program
+from scistreamd.model import Endpoint, Role, Security
+
+CONFIG = "stunnel.conf"
+# SHA-1 before SHA-384, as it costs less per byte; HMAC-SHA-1 is not broken.
+PSK_CIPHERS = "ECDHE-PSK-NULL-SHA:ECDHE-PSK-NULL-SHA256:ECDHE-PSK-NULL-SHA384:aPSK+eNULL"
+
+
+class Stunnel:
+    """`interfaces.DataServer` for Stunnel 5.68 and later."""
+
+    name = "Stunnel"
+    program = "stunnel"
+    package = "stunnel4"
+    securities = frozenset({Security.TLS, Security.PSK_NULL})
+    udp_securities: frozenset[Security] = frozenset()
+
+    def render(self, plan: Plan, places: Places) -> Program:
+        """Render the plan; BugError for a path that the configuration cannot hold."""
+        security = _tls(plan, places) if plan.security is Security.TLS else _psk_null(places)
+        services = [_service(plan, index, bind) for index, _, bind in tcp_sockets(plan)]
+        return Program(
+            argv=("stunnel", str(places.config / CONFIG)),
+            environment={},
+            config={CONFIG: "\n".join([_global(plan), security, *services])},
+            ready=LogSays(f"Service [{_name(plan, len(services) - 1)}] (FD="),
+            reload_signal=signal.SIGHUP,
+            drain_signal=None,
+        )
+
+
+def _name(plan: Plan, index: int) -> str:
+    return f"g{plan.generation}-l{index}"
+
+
+def _global(plan: Plan) -> str:
+    keepalive = "".join(
+        f"""socket = {side}:SO_KEEPALIVE=1
+socket = {side}:TCP_KEEPIDLE={plan.tuning.keepalive_idle_seconds}
+socket = {side}:TCP_KEEPINTVL={KEEPALIVE_INTERVAL_SECONDS}
+socket = {side}:TCP_KEEPCNT={KEEPALIVE_PROBES}
+socket = {side}:TCP_NODELAY=1
+"""
+        for side in ("l", "r")
+    )
+    return f"""foreground = yes
+syslog = no
+pid =
+debug = info
+{keepalive}"""
+
+
+def _tls(plan: Plan, places: Places) -> str:
+    # EOF without close_notify is how nginx ends one direction of a stream.
+    name = f"checkHost = {CERTIFICATE_NAME[Role.PROD]}\n" if plan.role is Role.CONS else ""
+    return f"""sslVersion = TLSv1.3
+ciphersuites = {CIPHER_SUITES}
+cert = {plain(places.secrets / LEAF_FILE)}
+key = {plain(places.secrets / LEAF_FILE)}
+CAfile = {plain(places.secrets / CA_FILE)}
+verifyChain = yes
+options = IGNORE_UNEXPECTED_EOF
+options = NO_TICKET
+sessionResume = no
+{name}"""
+
+
+def _psk_null(places: Places) -> str:
+    return f"""sslVersion = TLSv1.2
+securityLevel = 0
+ciphers = {PSK_CIPHERS}
+PSKsecrets = {plain(places.secrets / PSK_FILE)}
+options = IGNORE_UNEXPECTED_EOF
+sessionResume = no
+"""
+
+
+def _service(plan: Plan, index: int, bind: Bind) -> str:
+    connects = "".join(f"connect = {_address(target)}\n" for target in plan.targets[index])
+    client = "yes" if plan.role is Role.CONS else "no"
+    return f"""[{_name(plan, index)}]
+debug = warning
+client = {client}
+accept = {_address(bind.endpoint)}
+{connects}failover = prio
+TIMEOUTbusy = {plan.tuning.handshake_seconds}
+TIMEOUTconnect = {plan.tuning.connect_seconds}
+TIMEOUTidle = {IDLE_SECONDS}
+TIMEOUTclose = {IDLE_SECONDS}
+"""
+
+
+def _address(endpoint: Endpoint) -> str:
+    """Stunnel takes the last colon as the port's and knows no brackets."""
+    return f"{endpoint.address}:{endpoint.port}"
