@@ -7,10 +7,16 @@ manager, so that mypy reports a front door that forgot.
 
 from __future__ import annotations
 
+import asyncio
 import enum
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from scistreamd.model import Caller
+from scistreamd.config import Settings
+from scistreamd.errors import Code, ScistreamError, invalid
+from scistreamd.interfaces import Network
+from scistreamd.model import Caller, Endpoint, IPAddress, Security, Target
+from scistreamd.policy import why_no_target
 
 
 class Verb(enum.Enum):
@@ -31,8 +37,68 @@ class Grant:
 
 
 class Gate:
-    """Decides who may do what."""
+    """Decides who may do what, with how much of it, and to which addresses."""
+
+    def __init__(self, settings: Settings, network: Network) -> None:
+        self._settings = settings
+        self._network = network
 
     def admit(self, caller: Caller, verb: Verb) -> Grant:
         """Allow the verb, or raise UNAUTHENTICATED or PERMISSION_DENIED."""
         return Grant(caller, verb)
+
+    def security(self, asked: Security | None, possible: frozenset[Security]) -> Security:
+        """The security mode of a new tunnel: as asked where the operator allows it, else the default.
+
+        ``possible``: the modes of its data server type.
+        """
+        mode = asked or self._settings.default_security
+        allowed = self._settings.allowed_security
+        if mode not in allowed:
+            raise ScistreamError(
+                Code.PERMISSION_DENIED,
+                f"security: the gateway does not allow {mode.value}, but {_names(allowed)}",
+                f"the operator may allow it: s2cs --allow-security {mode.value}",
+            )
+        if mode not in possible:
+            raise invalid("security", f"this data server type cannot do {mode.value}, but {_names(possible)}")
+        return mode
+
+    def check_literals(self, targets: Iterable[Target]) -> None:
+        """Judge the targets that are addresses already; names are judged by `addresses`."""
+        for target in targets:
+            if target.address is not None:
+                self._judge(target, target.address)
+
+    async def addresses(self, targets: Sequence[Target]) -> tuple[tuple[Endpoint, ...], ...]:
+        """Resolve each name once and judge every address of every target.
+
+        The data server is given these addresses only, so that a later DNS
+        answer changes nothing. Raises PERMISSION_DENIED naming the target, or
+        INVALID_ARGUMENT where a name has no address.
+        """
+        names = {target.host for target in targets if target.address is None}
+        found = dict(zip(names, await asyncio.gather(*map(self._network.resolve, names)), strict=True))
+        resolved = []
+        for target in targets:
+            of_host = found[target.host] if target.address is None else (target.address,)
+            for address in of_host:
+                self._judge(target, address)
+            resolved.append(tuple(Endpoint(address, target.port) for address in of_host))
+        return tuple(resolved)
+
+    def _judge(self, target: Target, address: IPAddress) -> None:
+        alone = self._settings.loopback_only
+        own = not alone and self._network.is_local(address)
+        reason = why_no_target(address, own=own, loopback_gateway=alone)
+        if reason:
+            resolved = "" if target.address else f" resolves to {address}, which"
+            raise ScistreamError(
+                Code.PERMISSION_DENIED,
+                f"target {target}{resolved} {reason}",
+                "a gateway forwards to other hosts only; name the host that runs the application",
+            )
+
+
+def _names(modes: Iterable[Security]) -> str:
+    return " or ".join(sorted(mode.value for mode in modes))

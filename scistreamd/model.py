@@ -285,7 +285,8 @@ class Caller:
 
 @dataclass(frozen=True)
 class Answer:
-    """What `req` and `update` answer with: real listeners, and what they forward to."""
+    """What `req` and `update` answer with: real listeners, what they forward to, and what to beware of."""
 
     listeners: tuple[Endpoint, ...]
     targets: tuple[Target, ...] = ()
+    warnings: tuple[str, ...] = ()

@@ -1,0 +1,177 @@
+"""s2cs: the control server in the foreground, with the options that the tutorial types."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from scistreamd import __version__
+from scistreamd.cli import output
+from scistreamd.cli.options import EXIT_USAGE, Parser, UsageError, checked, integer
+from scistreamd.config import Settings
+from scistreamd.dataserver import DATA_SERVERS, parse_type
+from scistreamd.errors import ScistreamError
+from scistreamd.model import Endpoint, IPAddress, PortRange, Security, parse_address
+
+_ABOUT = """\
+Run a SciStream control server (S2CS) in the foreground. Data servers are its
+children and end with it."""
+
+_EXAMPLES = """\
+examples:
+  s2ctl cert create --ip 192.0.2.11     # once: server.crt and server.key
+  s2cs --listener-ip=192.0.2.11 --type=Haproxy --port-range=5100-5200
+
+Names take `-` or `_`, values stand behind `=` or a space. Exit status: 0 after
+SIGTERM or SIGINT, 2 for wrong usage, else as in docs/differences.md."""
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="s2cs", description=_ABOUT, epilog=_EXAMPLES)
+    add = parser.add_argument
+    add(
+        "--listener-ip",
+        metavar="ADDRESS",
+        type=checked(parse_address),
+        default=None,
+        help="where the control port and the tunnels listen (default: every address; outbound tunnels, "
+        "which are not encrypted towards the application, then listen where their request came in)",
+    )
+    add(
+        "--advertise",
+        metavar="ADDRESS",
+        type=checked(parse_address),
+        default=None,
+        help="the address that answers name where tunnels listen on every address",
+    )
+    add("--port", type=integer(0, 65535), default=5000, help="the control port (default: 5000; 0 takes a free one)")
+    add(
+        "--port-range",
+        metavar="FIRST-LAST",
+        type=checked(PortRange.parse),
+        default=PortRange(5100, 5200),
+        help="the ports that tunnels listen on (default: 5100-5200)",
+    )
+    add(
+        "--type",
+        "-t",
+        default="Haproxy",
+        metavar="TYPE",
+        help=f"the data server type: {_types()}; case is ignored (default: Haproxy)",
+    )
+    add(
+        "--security",
+        metavar="MODE",
+        type=checked(Security.parse),
+        default=Security.TLS,
+        help="what protects tunnels whose request does not say: tls, psk-null or none (default: tls)",
+    )
+    add(
+        "--allow-security",
+        metavar="MODE,...",
+        type=checked(_securities),
+        default=frozenset({Security.TLS}),
+        help="what requests may ask for, beside the default (default: tls)",
+    )
+    add("--server-crt", metavar="FILE", default="server.crt", help="certificate of the control port (server.crt)")
+    add("--server-key", metavar="FILE", default="server.key", help="its key (server.key)")
+    parser.add_boolean(
+        "--ssl", default=True, negatable=True, help="False serves the control port in plaintext, on loopback only"
+    )
+    parser.add_boolean(
+        "--force-plaintext", help="with --ssl=False: on any address. Everybody on the way reads the UIDs"
+    )
+    add("--client-id", default="", metavar="ID", help="client id at the OAuth2 provider")
+    add("--client-secret", default="", metavar="SECRET", help="not in this version: it cannot check tokens yet")
+    parser.add_boolean("--verbose", "-v", help="log more")
+    parser.add_boolean("--version", help="print the version and exit")
+    return parser
+
+
+def _types() -> str:
+    return ", ".join([each.name for each in DATA_SERVERS] + [f"{each.name}Subprocess" for each in DATA_SERVERS])
+
+
+def _securities(text: str) -> frozenset[Security]:
+    return frozenset(Security.parse(each.strip(), "allow-security") for each in text.split(","))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run s2cs with ``argv`` (default: the command line); returns the exit status."""
+    try:
+        options = _parser().parse(sys.argv[1:] if argv is None else argv)
+        if options.version:
+            print(f"s2cs, version: {__version__}")
+            return 0
+        return _serve(options)
+    except UsageError as error:
+        output.failure("s2cs", error.message, error.hint)
+        return EXIT_USAGE
+    except ScistreamError as error:
+        output.failure("s2cs", error.message, error.hint)
+        return error.code.exit_status
+
+
+def _serve(options: argparse.Namespace) -> int:
+    settings = _settings(options)
+    _refuse_unsafe(options, settings)
+    # Only now: what comes before should answer at once.
+    from scistreamd import daemon, logs
+    from scistreamd.control.tls import server_context
+
+    logs.set_up(options.verbose)
+    daemon.harden_process()
+    tls = server_context(Path(options.server_crt), Path(options.server_key)) if options.ssl else None
+    control = daemon.ControlPort(options.listener_ip, options.port, tls)
+    asyncio.run(daemon.run(settings, control, lambda listener: _announce(listener, options)))
+    return 0
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    try:
+        kind = parse_type(options.type)
+    except ScistreamError as error:
+        raise UsageError(f"--{error.message}", error.hint) from None
+    if options.security not in kind.server.securities:
+        able = " or ".join(each.name for each in DATA_SERVERS if options.security in each.securities)
+        raise UsageError(f"--security: {kind.name} cannot do {options.security.value}", f"--type={able} can")
+    listen: IPAddress | None = options.listener_ip
+    return Settings(
+        listen_inbound=listen,
+        listen_outbound=listen,
+        advertise=options.advertise,
+        port_range=options.port_range,
+        default_type=kind.name,
+        default_security=options.security,
+        allowed_security=options.allow_security | {options.security},
+    )
+
+
+def _refuse_unsafe(options: argparse.Namespace, settings: Settings) -> None:
+    if options.client_secret:
+        raise UsageError(
+            "--client-secret: this version cannot check tokens yet, and does not pretend to",
+            "leave it out, and let a firewall decide who reaches the control port",
+        )
+    if not options.ssl and not settings.loopback_only and not options.force_plaintext:
+        raise UsageError(
+            "--ssl=False: in plaintext everybody on the way reads the UIDs, which are the tunnels' keys",
+            "serve it on loopback (--listener-ip=127.0.0.1), make a certificate (s2ctl cert create), "
+            "or insist with --force-plaintext",
+        )
+
+
+def _announce(listener: Endpoint, options: argparse.Namespace) -> None:
+    secure = "Secure" if options.ssl else "INSECURE (plaintext)"
+    print(f"{secure} gRPC Server started on {listener}", flush=True)
+    if not options.ssl:
+        output.note("s2cs", "WARNING: the control port is not encrypted; whoever reads it can join every tunnel")
+    if not listener.address.is_loopback:
+        output.note("s2cs", "no authentication is configured: whoever reaches the control port may use this gateway")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

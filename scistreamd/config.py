@@ -1,0 +1,52 @@
+"""The settings of a gateway, typed and defaulted.
+
+For now `s2cs` fills them from its command line; the file
+/etc/scistreamd/scistreamd.toml will fill the same type.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from scistreamd.interfaces import Tuning
+from scistreamd.model import IPAddress, PortRange, Security
+from scistreamd.policy import Quotas
+
+
+@dataclass(frozen=True)
+class Times:
+    """Time limits in seconds."""
+
+    hello: float = 180  # req waits for hello; what SciStream 1.2 does
+    early_hello: float = 5  # a hello that came before its req
+    update: float = 60  # ready, and no update comes
+    failed_kept: float = 600  # how long a failed tunnel's Result can be read
+    resolve: float = 5  # one host name
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that the manager and the gate need to know.
+
+    ``listen_inbound``: where PROD tunnels listen; None is every address.
+    ``listen_outbound``: where CONS tunnels listen; None is the address that the
+    request came in on, never a wildcard, for that side is not encrypted.
+    ``advertise``: the address that answers name in place of a wildcard.
+    """
+
+    listen_inbound: IPAddress | None = None
+    listen_outbound: IPAddress | None = None
+    advertise: IPAddress | None = None
+    port_range: PortRange = field(default_factory=lambda: PortRange(5100, 5200))
+    default_type: str = "Haproxy"
+    default_security: Security = Security.TLS
+    allowed_security: frozenset[Security] = frozenset({Security.TLS})
+    times: Times = field(default_factory=Times)
+    quotas: Quotas = field(default_factory=Quotas)
+    tuning: Tuning = field(default_factory=Tuning)
+
+    @property
+    def loopback_only(self) -> bool:
+        """Whether every listener is on loopback, so that no other host can reach the gateway."""
+        addresses = (self.listen_inbound, self.listen_outbound)
+        return all(address is not None and address.is_loopback for address in addresses)

@@ -1,0 +1,62 @@
+"""The pool of listener ports: which are given out, and which comes next.
+
+Pure bookkeeping; holding a port against other programs is the launcher's job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from scistreamd.errors import Code, ScistreamError
+from scistreamd.model import PortRange
+
+
+class Pool:
+    """Gives out ports of a range, all or nothing, the one that was free longest first.
+
+    A port that was just freed comes last, so that a late packet of the stream
+    before does not meet the next tunnel.
+    """
+
+    def __init__(self, ports: PortRange) -> None:
+        self.range = ports
+        self._free = dict.fromkeys(ports)
+
+    @property
+    def free(self) -> int:
+        """How many ports are not given out."""
+        return len(self._free)
+
+    def take(self, count: int, busy: Collection[int] = ()) -> list[int]:
+        """Take ``count`` ports in turn.
+
+        ``busy`` are ports that were found in other programs' hands. Raises
+        RESOURCE_EXHAUSTED and takes nothing when there are not enough.
+        """
+        usable = [port for port in self._free if port not in busy]
+        if len(usable) < count:
+            raise self._exhausted(count, len(usable), len(busy))
+        taken = usable[:count]
+        for port in taken:
+            del self._free[port]
+        return taken
+
+    def claim(self, port: int) -> bool:
+        """Take this very port; False where it is given out or outside the range."""
+        return self._free.pop(port, 0) is None
+
+    def put_back(self, ports: Iterable[int]) -> None:
+        """Return ports that were taken and not used: they are next in turn again."""
+        self._free = dict.fromkeys(ports) | self._free
+
+    def give_back(self, ports: Iterable[int]) -> None:
+        """Return ports to the pool, in order, behind all that are free already."""
+        self._free |= dict.fromkeys(ports)
+
+    def _exhausted(self, count: int, usable: int, busy: int) -> ScistreamError:
+        others = f", {busy} in use by other programs" if busy else ""
+        return ScistreamError(
+            Code.RESOURCE_EXHAUSTED,
+            f"num_conn: {count} ports asked for, {usable} of {len(self.range)} free in {self.range}{others}",
+            "release a tunnel, ask for fewer, or let the operator raise the port range",
+        )

@@ -1,0 +1,338 @@
+"""The process launcher: data servers as children of the daemon.
+
+For hosts and containers without systemd. A child is supervised and started
+again when it dies; it ends with the daemon. Under root it runs as a user of
+its own that owns nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import pwd
+import shutil
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+from scistreamd import sockets
+from scistreamd.child import Child
+from scistreamd.errors import Code, ScistreamError
+from scistreamd.interfaces import Bind, DataServer, Places, Program, SocketSays
+
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# The range that systemd gives to DynamicUser= units (UIDS-GIDS.md): free of accounts everywhere.
+_FIRST_UID, _LAST_UID = 61184, 65519
+_END_GRACE = 1.0
+_POLL = 0.01
+_ANSWER_SECONDS = 1.0
+_RESTART_SECONDS = 0.2
+_RESTARTS_IN_A_ROW = 5
+_STEADY_SECONDS = 30.0
+
+_log = logging.getLogger("scistreamd.process")
+
+
+class ProcessLauncher:
+    """Holds listeners in the daemon and runs data servers as its children."""
+
+    def __init__(self, runtime: Path, *, start_seconds: float = 20, keepalive_idle: int = 60) -> None:
+        """``runtime``: a directory of the daemon's own, on tmpfs where there is one.
+
+        ``start_seconds``: how long a data server may take until it says that it accepts.
+        """
+        self._runtime = runtime
+        self.start_seconds = start_seconds
+        self._keepalive_idle = keepalive_idle
+        self._uids: set[int] = set()
+        # Many starts at the same time finish no sooner, and the last of them would run into its time limit.
+        self.starting = asyncio.Semaphore(2 * (os.cpu_count() or 1))
+
+    def missing(self, server: DataServer) -> str:
+        """Why this data server cannot run here, or an empty string."""
+        if shutil.which(server.program, path=_PATH):
+            return ""
+        return f"{server.name} needs the program {server.program}, which is not installed: install {server.package}"
+
+    async def hold(self, tunnel_id: str, binds: Sequence[Bind], failed: Callable[[str], None]) -> ProcessHeld:
+        """See `interfaces.Launcher.hold`."""
+        with contextlib.ExitStack() as undo:
+            held = sockets.hold(binds, self._keepalive_idle)
+            for each in held:
+                undo.enter_context(each)
+            uid = undo.enter_context(self._user())
+            root = self._runtime / tunnel_id
+            undo.callback(shutil.rmtree, root, ignore_errors=True)
+            places = _make_places(root, uid)
+            return ProcessHeld(self, tunnel_id, places=places, held=held, uid=uid, failed=failed, undo=undo.pop_all())
+
+    @contextlib.contextmanager
+    def _user(self) -> Iterator[int | None]:
+        """A user id that no account and no other tunnel has; None where we are not root."""
+        if os.geteuid() != 0:
+            yield None
+            return
+        taken = self._uids | {entry.pw_uid for entry in pwd.getpwall()}
+        uid = next((uid for uid in range(_FIRST_UID, _LAST_UID + 1) if uid not in taken), None)
+        if uid is None:
+            raise ScistreamError(Code.RESOURCE_EXHAUSTED, "no user id is free for another data server")
+        self._uids.add(uid)
+        try:
+            yield uid
+        finally:
+            self._uids.discard(uid)
+
+    def rehold(self, binds: Sequence[Bind]) -> list[socket.socket]:
+        """Sockets for ``binds``, as `hold` makes them."""
+        return sockets.hold(binds, self._keepalive_idle)
+
+
+_Name = tuple[socket.SocketKind, str, int]
+
+
+def _name(held: socket.socket) -> _Name:
+    address, port = held.getsockname()[:2]
+    return socket.SocketKind(held.type), address, port
+
+
+def _wanted(bind: Bind) -> list[_Name]:
+    kinds = [socket.SOCK_STREAM, socket.SOCK_DGRAM] if bind.udp else [socket.SOCK_STREAM]
+    return [(kind, str(bind.endpoint.address), bind.endpoint.port) for kind in kinds]
+
+
+def _make_places(root: Path, uid: int | None) -> Places:
+    places = Places(*(PurePosixPath(root / name) for name in ("config", "secrets", "scratch")))
+    root.mkdir(mode=0o711)
+    for path, mode in ((places.config, 0o755), (places.secrets, 0o700), (places.scratch, 0o700)):
+        Path(path).mkdir(mode=mode)
+        Path(path).chmod(mode)
+        if uid is not None and path != places.config:
+            os.chown(path, uid, uid)
+    return places
+
+
+def _write(path: Path, content: bytes, mode: int, uid: int | None) -> None:
+    """Write a file whole: it has its mode and owner before its name."""
+    draft = path.with_name(f".{path.name}.new")
+    draft.unlink(missing_ok=True)
+    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
+    with os.fdopen(fd, "wb") as file:
+        os.fchmod(fd, mode)
+        if uid is not None:
+            os.fchown(fd, uid, uid)
+        file.write(content)
+    draft.rename(path)
+
+
+class ProcessHeld:
+    """One tunnel's listeners and its data server."""
+
+    def __init__(
+        self,
+        launcher: ProcessLauncher,
+        tunnel_id: str,
+        *,
+        places: Places,
+        held: list[socket.socket],
+        uid: int | None,
+        failed: Callable[[str], None],
+        undo: contextlib.ExitStack,
+    ) -> None:
+        """Made by `ProcessLauncher.hold`; ``undo`` frees what that took."""
+        self._launcher = launcher
+        self._id = tunnel_id
+        self._places = places
+        self._sockets = held
+        self._uid = uid
+        self._failed = failed
+        self._undo = undo
+        self._child: Child | None = None
+        self._program: Program | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._closing: asyncio.Future[None] | None = None
+
+    @property
+    def places(self) -> Places:
+        """Where the tunnel's files are."""
+        return self._places
+
+    async def rebind(self, binds: Sequence[Bind]) -> None:
+        """See `interfaces.Held.rebind`; sockets that stay are not closed in between."""
+        before = {_name(each): each for each in self._sockets}
+        fresh = self._launcher.rehold([bind for bind in binds if _wanted(bind)[0] not in before])
+        for each in fresh:
+            self._undo.enter_context(each)
+        every = before | {_name(each): each for each in fresh}
+        self._sockets = [every[name] for bind in binds for name in _wanted(bind)]
+        for each in before.values():
+            if each not in self._sockets:
+                each.close()
+
+    async def serve(self, program: Program, secrets: Mapping[str, bytes]) -> None:
+        """See `interfaces.Held.serve`."""
+        if self._closing:
+            raise self._released()
+        if self._child and self._child.running:
+            await self._retarget(program)
+            return
+        self._write_config(program)
+        for name, content in secrets.items():
+            _write(Path(self._places.secrets) / name, content, 0o600, self._uid)
+        child = await self._start(program)
+        self._program = program
+        self._supervisor = asyncio.create_task(self._supervise(child), name=f"supervise {self._id}")
+
+    def _write_config(self, program: Program) -> None:
+        for name, text in program.config.items():
+            _write(Path(self._places.config) / name, text.encode(), 0o644, None)
+
+    async def _start(self, program: Program) -> Child:
+        """Run it and wait for its word; nothing of it is left when this fails."""
+        async with self._launcher.starting:
+            if self._closing:
+                raise self._released()
+            self._empty_scratch()
+            environment = {"PATH": _PATH, "LANG": "C.UTF-8", **program.environment}
+            child = self._child = Child(
+                program.argv,
+                fds=[each.fileno() for each in self._sockets],
+                uid=self._uid,
+                cwd=str(self._places.scratch),
+                environment=environment,
+                say=lambda line: _log.info("%s", line, extra={"tunnel": self._id}),
+            )
+            try:
+                await self._ready(child, program, 0)
+            except BaseException:
+                await child.end(_END_GRACE)
+                raise
+        return child
+
+    def _empty_scratch(self) -> None:
+        """A control socket of a run before would answer for the new one, or keep it from binding."""
+        for leftover in Path(self._places.scratch).iterdir():
+            if leftover.is_dir() and not leftover.is_symlink():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink()
+
+    async def _ready(self, child: Child, program: Program, seen: int) -> None:
+        """Return when the data server says that it accepts; ``seen``: lines of its output before."""
+        deadline = asyncio.get_running_loop().time() + self._launcher.start_seconds
+        while not await _says(child, program, seen):
+            if self._closing:
+                raise self._released()
+            if not child.running:
+                raise self._refused(child, "ended at start")
+            if asyncio.get_running_loop().time() > deadline:
+                raise self._refused(child, f"was not ready within {self._launcher.start_seconds:g} s")
+            await asyncio.sleep(_POLL)
+
+    async def _retarget(self, program: Program) -> None:
+        assert self._child and self._program  # noqa: S101  serve() saw them
+        child, before = self._child, self._program
+        self._write_config(program)
+        seen = child.line_count
+        child.signal(program.reload_signal)
+        try:
+            await self._ready(child, program, seen)
+        except BaseException:
+            # What runs on is the configuration before: a restart must find that one.
+            self._write_config(before)
+            raise
+        self._program = program
+
+    async def _supervise(self, child: Child) -> None:
+        """Start the data server again when it ends, until that fails too often in a row."""
+        assert self._program  # noqa: S101  serve() set it before it made this task
+        in_a_row = 0
+        while True:
+            started = asyncio.get_running_loop().time()
+            reason = _why(child, _ended(await child.wait()))
+            await child.end(0)  # workers that outlived it
+            steady = asyncio.get_running_loop().time() - started > _STEADY_SECONDS
+            in_a_row = 1 if steady else in_a_row + 1
+            _log.error("data server %s; starting it again", reason, extra={"tunnel": self._id})
+            try:
+                if in_a_row > _RESTARTS_IN_A_ROW:
+                    raise self._refused(child, f"ended {in_a_row} times in a row")
+                await asyncio.sleep(_RESTART_SECONDS * in_a_row)
+                child = await self._start(self._program)
+            except ScistreamError as problem:
+                if not self._closing:
+                    self._failed(problem.message)
+                return
+
+    async def close(self, drain: float = 0) -> None:
+        """See `interfaces.Held.close`."""
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self._close(drain))
+        await asyncio.shield(self._closing)
+
+    async def _close(self, drain: float) -> None:
+        try:
+            self._stop_listening()
+            if self._supervisor:
+                self._supervisor.cancel()
+                await asyncio.wait([self._supervisor])
+            if self._child and drain > 0:
+                await self._drain(self._child, drain)
+            if self._child:
+                await self._child.end(_END_GRACE)
+        finally:
+            self._undo.close()
+
+    def _stop_listening(self) -> None:
+        """At once and for the child too: shutdown(2) acts on the socket, not on our descriptor of it."""
+        for each in self._sockets:
+            if each.type == socket.SOCK_STREAM:
+                with contextlib.suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
+
+    async def _drain(self, child: Child, seconds: float) -> None:
+        if self._program and self._program.drain_signal is not None:
+            child.signal(self._program.drain_signal)
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(child.wait(), seconds)
+
+    def _refused(self, child: Child, what: str) -> ScistreamError:
+        return ScistreamError(Code.FAILED_PRECONDITION, f"data server {_why(child, what)}")
+
+    @staticmethod
+    def _released() -> ScistreamError:
+        return ScistreamError(Code.CANCELLED, "the tunnel was released meanwhile")
+
+
+def _ended(status: int) -> str:
+    return f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
+
+
+def _why(child: Child, what: str) -> str:
+    """``what`` happened, with the last words of the data server."""
+    return f"{what}: {' | '.join(list(child.lines)[-3:]) or 'it said nothing'}"
+
+
+async def _says(child: Child, program: Program, seen: int) -> bool:
+    if isinstance(program.ready, SocketSays):
+        return await _socket_says(program.ready)
+    fresh = child.line_count - seen
+    return any(program.ready.text in line for line in list(child.lines)[-fresh:]) if fresh else False
+
+
+async def _socket_says(ready: SocketSays) -> bool:
+    with contextlib.suppress(OSError, asyncio.TimeoutError):  # not there yet: asked again
+        return ready.expect in await asyncio.wait_for(_ask(ready), _ANSWER_SECONDS)
+    return False
+
+
+async def _ask(ready: SocketSays) -> bytes:
+    reader, writer = await asyncio.open_unix_connection(str(ready.path))
+    try:
+        writer.write(ready.request)
+        return await reader.read()
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()

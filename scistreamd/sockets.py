@@ -1,0 +1,90 @@
+"""The kernel's sockets: listeners that hold their ports."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+from collections.abc import Sequence
+
+from scistreamd.errors import Code, ScistreamError
+from scistreamd.interfaces import Bind, PortsBusy
+from scistreamd.model import Endpoint
+
+_BACKLOG = 4096  # the kernel cuts it to net.core.somaxconn
+
+
+def hold(binds: Sequence[Bind], keepalive_idle: int) -> list[socket.socket]:
+    """Bind and listen on all of ``binds``, or on none, in their order.
+
+    A Bind with UDP gives its TCP socket and then its UDP socket. Connections
+    wait in the backlog until somebody accepts; those accepted inherit TCP
+    keepalive after ``keepalive_idle`` seconds of silence. Raises PortsBusy, or
+    ScistreamError where the address or the port cannot be had at all.
+    """
+    with contextlib.ExitStack() as undo:
+        held = []
+        for bind in binds:
+            for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM)[: 2 if bind.udp else 1]:
+                held.append(undo.enter_context(_bound(bind.endpoint, kind)))
+                if kind == socket.SOCK_STREAM:
+                    _listen(held[-1], bind.endpoint, keepalive_idle)
+        undo.pop_all()
+    return held
+
+
+def _bound(endpoint: Endpoint, kind: socket.SocketKind) -> socket.socket:
+    family = socket.AF_INET6 if endpoint.address.version == 6 else socket.AF_INET
+    bound = socket.socket(family, kind)
+    try:
+        bound.setblocking(False)
+        if family == socket.AF_INET6:
+            # ipv6(7): only the wildcard takes IPv4 along.
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not endpoint.is_wildcard)
+        if kind == socket.SOCK_STREAM:
+            # Else the closed connections of the tunnel before keep the port for a minute (TIME_WAIT).
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((str(endpoint.address), endpoint.port))
+    except OSError as problem:
+        bound.close()
+        raise _explained(problem, endpoint) from problem
+    return bound
+
+
+def _listen(bound: socket.socket, endpoint: Endpoint, keepalive_idle: int) -> None:
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, keepalive_idle)
+    try:
+        bound.listen(_BACKLOG)
+    except OSError as problem:
+        raise _explained(problem, endpoint) from problem
+
+
+def _explained(problem: OSError, endpoint: Endpoint) -> Exception:
+    if problem.errno == errno.EADDRINUSE:
+        return PortsBusy([endpoint.port], f"{endpoint} is in use by another program")
+    if problem.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+        return ScistreamError(
+            Code.FAILED_PRECONDITION,
+            f"listener {endpoint}: {endpoint.address} is not an address of this host",
+            "set the listener address of the gateway (s2cs --listener-ip) to one that `ip address` shows",
+        )
+    if problem.errno == errno.EACCES:
+        return ScistreamError(
+            Code.FAILED_PRECONDITION,
+            f"listener {endpoint}: this user may not listen on port {endpoint.port}",
+            "use a port range above 1023",
+        )
+    if problem.errno == errno.EMFILE:
+        return ScistreamError(Code.RESOURCE_EXHAUSTED, "no more open files", "raise the limit of open files")
+    return problem
+
+
+def has_ipv6() -> bool:
+    """Whether this kernel gives out IPv6 sockets (ipv6.disable=1 takes them away)."""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+            probe.bind(("::", 0))
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,82 @@
+"""A tunnel as the manager keeps it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass, field
+
+from scistreamd import lifecycle
+from scistreamd.dataserver import DataServerType
+from scistreamd.errors import Code, ScistreamError
+from scistreamd.interfaces import Bind, Held
+from scistreamd.model import Answer, Caller, Endpoint, IPAddress, Options, Role, Security, State, Target, Uid
+
+
+@dataclass(eq=False)
+class Tunnel:
+    """One side of a stream: what was asked for, where it stands, what it holds.
+
+    ``shown_host`` stands in answers where a listener is bound to a wildcard.
+    ``greeted`` ends the wait of `req`: with the answer, or with why there is none.
+    """
+
+    uid: Uid
+    role: Role
+    count: int
+    options: Options
+    type: DataServerType
+    security: Security
+    owner: Caller
+    shown_host: IPAddress
+    greeted: asyncio.Future[Answer]
+    state: State = State.PENDING
+    held: Held | None = None
+    binds: tuple[Bind, ...] = ()
+    targets: tuple[Target, ...] = ()
+    generation: int = 0
+    drain: float = 0
+    result: str = ""
+    warnings: tuple[str, ...] = ()
+    busy: asyncio.Lock = field(default_factory=asyncio.Lock)
+    timer: asyncio.TimerHandle | None = None
+    undo: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
+
+    @property
+    def id(self) -> str:
+        """Its public name."""
+        return self.uid.id
+
+    @property
+    def ports(self) -> list[int]:
+        """The ports of its listeners, in order."""
+        return [bind.endpoint.port for bind in self.binds]
+
+    @property
+    def holding(self) -> Held:
+        """Its held listeners; FAILED_PRECONDITION where they are given up already."""
+        if self.held is None:
+            raise ScistreamError(Code.FAILED_PRECONDITION, f"the tunnel is {self.state.value}")
+        return self.held
+
+    def advance(self, event: lifecycle.Event) -> None:
+        """Take the step, or raise FAILED_PRECONDITION and stay."""
+        self.state = lifecycle.advance(self.state, event)
+
+    def check(self, event: lifecycle.Event) -> None:
+        """Raise FAILED_PRECONDITION where the step could not be taken now."""
+        lifecycle.advance(self.state, event)
+
+    def set_timer(self, timer: asyncio.TimerHandle | None) -> None:
+        """Replace the time limit that runs on the tunnel."""
+        if self.timer:
+            self.timer.cancel()
+        self.timer = timer
+
+    def answer(self, targets: tuple[Target, ...] = ()) -> Answer:
+        """Its real listeners as a peer can dial them, with the targets given."""
+        listeners = tuple(
+            Endpoint(self.shown_host, bind.endpoint.port) if bind.endpoint.is_wildcard else bind.endpoint
+            for bind in self.binds
+        )
+        return Answer(listeners, targets, self.warnings)

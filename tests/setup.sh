@@ -1,0 +1,28 @@
+#!/bin/sh
+# What tests, demo and benchmarks need: Debian packages, and a virtual environment in .venv.
+# Does nothing where all of it is there. Run by make.
+set -eu
+cd "$(dirname "$0")/.."
+
+packages="haproxy nginx-light libnginx-mod-stream stunnel4 iperf iperf3 openssl iproute2 procps python3-venv"
+missing=
+for package in $packages; do
+    dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed || missing="$missing $package"
+done
+if [ -n "$missing" ]; then
+    as_root=
+    if [ "$(id -u)" != 0 ]; then as_root=sudo; fi
+    echo "installing:$missing"
+    $as_root env DEBIAN_FRONTEND=noninteractive apt-get update -qq
+    # shellcheck disable=SC2086  # one word a package
+    $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $missing >/dev/null
+fi
+
+# Made anew when the list of dependencies changes, or when it is another machine's.
+stamp=.venv/complete
+if [ ! -e $stamp ] || [ pyproject.toml -nt $stamp ] || ! .venv/bin/python -c '' 2>/dev/null; then
+    echo "making the virtual environment .venv"
+    python3 -m venv --clear .venv
+    .venv/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+    touch $stamp
+fi

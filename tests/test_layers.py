@@ -1,0 +1,110 @@
+"""Who imports whom, as docs/architecture has it: core knows nothing, the service layer no adapter."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent / "scistreamd"
+
+CORE = {
+    "", "model", "errors", "config", "policy", "ports", "lifecycle", "interfaces",
+    "dataserver", "dataserver.common", "dataserver.haproxy", "dataserver.nginx", "dataserver.stunnel",
+}  # fmt: skip
+ADAPTERS = {"child", "process", "sockets", "network", "keys", "runtime", "logs", "spawn"}
+SERVICE = {"gate", "manager", "tunnel"}
+CONTROL = "control"
+# s2cs starts the daemon in the foreground: the one command line tool that may.
+DAEMON_SIDE = ADAPTERS | SERVICE | {"daemon", CONTROL}
+
+
+def modules() -> Iterator[tuple[str, set[str]]]:
+    """Every module by its name below scistreamd, with all that it imports, at any depth."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
+        yield name, set(imports(ast.parse(path.read_text())))
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "absolute imports only"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def ours(names: set[str]) -> set[str]:
+    """Module names below scistreamd, without the names imported out of them."""
+    known = {name for name, _ in modules()}
+    found = set()
+    for name in names:
+        inner = name.removeprefix("scistreamd").removeprefix(".") if name.split(".")[0] == "scistreamd" else None
+        while inner and inner not in known:
+            inner = inner.rpartition(".")[0]
+        if inner is not None:
+            found.add(inner)
+    return found
+
+
+def foreign(names: set[str]) -> set[str]:
+    return {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"scistreamd"}
+
+
+def test_core_imports_core_and_the_standard_library_alone() -> None:
+    for name, imported in modules():
+        if name in CORE:
+            assert ours(imported) <= CORE, name
+            assert not foreign(imported), name
+
+
+def test_core_opens_nothing() -> None:
+    openers = {"socket", "subprocess", "asyncio", "pathlib.Path", "os", "shutil", "tempfile"}
+    for name, imported in modules():
+        if name in CORE:
+            assert not {each for each in imported if each in openers or each.split(".")[0] in openers}, name
+
+
+def test_the_service_layer_knows_no_adapter_and_no_wire() -> None:
+    for name, imported in modules():
+        if name in SERVICE:
+            assert ours(imported) <= CORE | SERVICE, name
+            assert not foreign(imported), name
+
+
+def test_adapters_know_no_service_and_one_outside_system_each() -> None:
+    for name, imported in modules():
+        if name in ADAPTERS:
+            assert ours(imported) <= CORE | ADAPTERS, name
+            assert len(foreign(imported)) <= 1, name
+
+
+def test_front_doors_know_no_adapter() -> None:
+    for name, imported in modules():
+        if name.split(".")[0] == CONTROL:
+            allowed = {each for each in ours(imported) if each in CORE | {"gate"} or each.split(".")[0] == CONTROL}
+            assert ours(imported) == allowed, name
+
+
+def test_tools_never_import_the_daemon_side() -> None:
+    for name, imported in modules():
+        if name.split(".")[0] == "cli" and name != "cli.s2cs":
+            assert not {each for each in ours(imported) if each.split(".")[0] in DAEMON_SIDE} - {
+                "control",
+                "control.scistream_pb2",
+            }, name
+
+
+def test_only_the_composition_root_builds_adapters() -> None:
+    for name, imported in modules():
+        if name not in ADAPTERS | {"daemon", "cli.s2cs"}:
+            assert not ours(imported) & ADAPTERS, name
+
+
+def test_every_module_has_a_place() -> None:
+    """A new module belongs to a layer, so that the rules above see it."""
+    placed = CORE | ADAPTERS | SERVICE | {"daemon", "cli", CONTROL}
+    for name, _ in modules():
+        assert name in placed or name.split(".")[0] in {"cli", CONTROL}, name
