@@ -1,0 +1,158 @@
+"""The four calls of scistream.Control: parse, ask the gate, call the manager, translate errors once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, TypeVar
+
+from google.protobuf.message import Message
+from grpclib.const import Cardinality, Handler, Status
+from grpclib.exceptions import GRPCError
+from grpclib.server import Stream
+from h2.exceptions import ProtocolError
+
+from scistreamd.control import scistream_pb2 as pb
+from scistreamd.control import wire
+from scistreamd.control.calls import CALLER
+from scistreamd.errors import ScistreamError
+from scistreamd.gate import Grant, Verb
+from scistreamd.model import Answer, Caller, Options, Role, Target, Uid
+
+log = logging.getLogger("scistreamd.control")
+audit = logging.getLogger("scistreamd.audit")
+
+SERVICE = "scistream.Control"
+
+_Request = TypeVar("_Request", bound=Message)
+_Reply = TypeVar("_Reply", bound=Message)
+
+
+class Tunnels(Protocol):
+    """What the manager does for this front door; every method raises ScistreamError."""
+
+    async def request(self, grant: Grant, uid: Uid, role: Role, count: int, options: Options) -> Answer:
+        """Hold ``count`` listeners and wait for hello; cancelled, it frees them."""
+
+    async def hello(self, grant: Grant, uid: Uid, role: Role, entries: tuple[Target, ...]) -> Answer:
+        """Bring the targets (PROD) or wished listeners (CONS) that the request waits for."""
+
+    async def update(self, grant: Grant, uid: Uid, role: Role | None, targets: tuple[Target, ...]) -> Answer:
+        """Give the targets; returns when the data server accepts."""
+
+    async def release(self, grant: Grant, uid: Uid) -> None:
+        """End the tunnel."""
+
+
+class Admits(Protocol):
+    """What this front door asks of `scistreamd.gate.Gate`."""
+
+    def admit(self, caller: Caller, verb: Verb) -> Grant:
+        """Allow the verb, or raise UNAUTHENTICATED or PERMISSION_DENIED."""
+
+
+class Trail:
+    """What the audit line of one call says; ``tunnel`` is filled in once the UID is known to be one."""
+
+    def __init__(self, call: str) -> None:
+        self.call = call
+        self.tunnel = "-"
+        self.caller = CALLER.get()
+
+    def close(self, outcome: str) -> None:
+        """Write the line."""
+        audit.info("%s by %s tunnel=%s: %s", self.call, self.caller, self.tunnel, outcome)
+
+
+class ControlService:
+    """scistream.Control for `grpclib`."""
+
+    def __init__(self, tunnels: Tunnels, gate: Admits, send_seconds: float) -> None:
+        self._tunnels = tunnels
+        self._gate = gate
+        self._send_seconds = send_seconds
+
+    def __mapping__(self) -> dict[str, Handler]:
+        """Path to handler, as grpclib asks for it."""
+        return {
+            f"/{SERVICE}/req": self._method("req", self._req, pb.Request, pb.Response),
+            f"/{SERVICE}/update": self._method("update", self._update, pb.UpdateTargets, pb.Response),
+            f"/{SERVICE}/release": self._method("release", self._release, pb.Release, pb.Response),
+            f"/{SERVICE}/hello": self._method("hello", self._hello, pb.Hello, pb.AppResponse),
+        }
+
+    def _method(
+        self,
+        name: str,
+        step: Callable[[_Request, wire.Metadata, Trail], Awaitable[_Reply]],
+        request: type[_Request],
+        reply: type[_Reply],
+    ) -> Handler:
+        async def call(stream: Stream[_Request, _Reply]) -> None:
+            await _deliver(stream, await _outcome(stream, Trail(name), step), self._send_seconds)
+
+        return Handler(call, Cardinality.UNARY_UNARY, request, reply)
+
+    async def _req(self, message: pb.Request, metadata: wire.Metadata, trail: Trail) -> pb.Response:
+        call = wire.parse_req(message, metadata)
+        trail.tunnel = call.uid.id
+        grant = self._gate.admit(trail.caller, Verb.CREATE)
+        return wire.response(await self._tunnels.request(grant, call.uid, call.role, call.count, call.options))
+
+    async def _hello(self, message: pb.Hello, metadata: wire.Metadata, trail: Trail) -> pb.AppResponse:
+        call = wire.parse_hello(message, metadata)
+        trail.tunnel = call.uid.id
+        grant = self._gate.admit(trail.caller, Verb.HELLO)
+        return wire.app_response(call.role, await self._tunnels.hello(grant, call.uid, call.role, call.entries))
+
+    async def _update(self, message: pb.UpdateTargets, metadata: wire.Metadata, trail: Trail) -> pb.Response:
+        call = wire.parse_update(message, metadata)
+        trail.tunnel = call.uid.id
+        grant = self._gate.admit(trail.caller, Verb.UPDATE)
+        return wire.response(await self._tunnels.update(grant, call.uid, call.role, call.targets))
+
+    async def _release(self, message: pb.Release, metadata: wire.Metadata, trail: Trail) -> pb.Response:
+        uid = wire.parse_release(message, metadata)
+        trail.tunnel = uid.id
+        await self._tunnels.release(self._gate.admit(trail.caller, Verb.RELEASE), uid)
+        return pb.Response()
+
+
+async def _outcome(
+    stream: Stream[_Request, Any],
+    trail: Trail,
+    step: Callable[[_Request, wire.Metadata, Trail], Awaitable[_Reply]],
+) -> _Reply:
+    """The reply, or GRPCError: the one place where errors become statuses."""
+    try:
+        message = await stream.recv_message()
+        if message is None:
+            raise GRPCError(Status.INVALID_ARGUMENT, "the call brought no request message")
+        reply = await step(message, list((stream.metadata or {}).items()), trail)
+    except asyncio.CancelledError:
+        trail.close("CANCELLED")
+        raise
+    except GRPCError as error:
+        trail.close(f"{error.status.name} {error.message}")
+        raise
+    except ScistreamError as error:
+        trail.close(f"{error.code.name} {error.message}")
+        raise GRPCError(Status(error.code.grpc_status), str(error)) from None
+    except Exception:
+        incident = secrets.token_hex(4)
+        trail.close(f"INTERNAL incident {incident}")
+        log.exception("incident %s in %s of tunnel %s", incident, trail.call, trail.tunnel)
+        raise GRPCError(Status.INTERNAL, f"internal error (incident {incident} in the gateway's log)") from None
+    trail.close("OK")
+    return reply
+
+
+async def _deliver(stream: Stream[Any, _Reply], reply: _Reply, seconds: float) -> None:
+    try:
+        await asyncio.wait_for(stream.send_message(reply), seconds)
+    except asyncio.TimeoutError:
+        raise GRPCError(Status.DEADLINE_EXCEEDED, "the caller did not take the reply") from None
+    except ProtocolError:
+        raise GRPCError(Status.CANCELLED, "the caller went away before the reply") from None
