@@ -1,0 +1,113 @@
+"""The control port of one gateway as the user client sees it: a connection, and four calls."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import TypeVar
+
+from grpclib.client import Channel, UnaryUnaryMethod
+from grpclib.encoding.proto import ProtoCodec
+from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
+from h2.exceptions import H2Error
+
+from scistreamd.cli import failures
+from scistreamd.cli.trust import Trust
+from scistreamd.control import scistream_pb2 as pb
+from scistreamd.model import Target
+
+CONNECT_SECONDS = 10.0
+# What deployed clients send where no login gave them a token.
+NO_TOKEN = "INVALID_TOKEN"  # noqa: S105 - it stands for having none
+
+Q = TypeVar("Q", pb.Request, pb.Hello, pb.UpdateTargets, pb.Release)
+A = TypeVar("A", pb.Response, pb.AppResponse)
+
+
+class Gateway:
+    """A connection to a control server; ``async with`` opens and closes it.
+
+    ``trust`` None means plaintext. Every method raises ScistreamError, in the
+    server's own words where it gave some; `failures.Refused` carries its status.
+    """
+
+    def __init__(self, address: Target, trust: Trust | None, note: Callable[[str], None]) -> None:
+        self.address = address
+        self._trust = trust
+        self._note = note
+        self._channel: Channel | None = None
+
+    async def __aenter__(self) -> Gateway:
+        context = self._trust.verified() if self._trust else None
+        try:
+            self._channel = await self._connect(context)
+        except ssl.SSLCertVerificationError as error:
+            if not self._trust or not self._trust.path or error.verify_code not in failures.NAME_MISMATCH:
+                raise failures.of_connection(error, self.address, self._trust) from None
+            self._channel = await self._connect_pinned(self._trust)
+        except (OSError, asyncio.TimeoutError) as error:
+            raise failures.of_connection(error, self.address, self._trust) from None
+        return self
+
+    async def _connect(self, context: ssl.SSLContext | None) -> Channel:
+        channel = Channel(self.address.host, self.address.port, ssl=context, codec=ProtoCodec())
+        try:
+            await asyncio.wait_for(channel.__connect__(), CONNECT_SECONDS)
+        except BaseException:
+            channel.close()
+            raise
+        return channel
+
+    async def _connect_pinned(self, trust: Trust) -> Channel:
+        """Connect to a gateway of another name that shows a certificate of the file."""
+        try:
+            channel = await self._connect(trust.pinned())
+        except (OSError, asyncio.TimeoutError) as error:
+            raise failures.of_connection(error, self.address, trust) from None
+        protocol = await channel.__connect__()
+        names = failures.names_of(protocol.connection.get_peer().cert() or {})
+        self._note(
+            f"the certificate of {self.address} names {names}; it is accepted because it is exactly one of {trust}"
+        )
+        return channel
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._channel is not None:
+            self._channel.close()
+            # Lets the transport send what it still has and close its socket.
+            await asyncio.sleep(0)
+
+    async def req(self, request: pb.Request, options: Mapping[str, str]) -> pb.Response:
+        """Reserve listeners; returns when the hello for the same UID has come."""
+        return await self._call("req", request, pb.Response, options)
+
+    async def hello(self, uid: str, role: str, listeners: Sequence[str]) -> pb.AppResponse:
+        """Say what the application listens on."""
+        return await self._call("hello", pb.Hello(uid=uid, role=role, prod_listeners=listeners), pb.AppResponse)
+
+    async def update(self, uid: str, role: str, targets: Sequence[str]) -> pb.Response:
+        """Give the targets and start the data server."""
+        message = pb.UpdateTargets(uid=uid, role=role, remote_listeners=targets)
+        return await self._call("update", message, pb.Response)
+
+    async def release(self, uid: str) -> pb.Response:
+        """End the tunnel."""
+        return await self._call("release", pb.Release(uid=uid), pb.Response)
+
+    async def _call(self, name: str, message: Q, answer: type[A], options: Mapping[str, str] | None = None) -> A:
+        if self._channel is None:
+            raise RuntimeError("a call outside of `async with`")
+        method = UnaryUnaryMethod(self._channel, f"/scistream.Control/{name}", type(message), answer)
+        metadata = {"authorization": NO_TOKEN, **(options or {})}
+        try:
+            return await method(message, metadata=metadata)
+        except GRPCError as error:
+            raise failures.of_status(error.status.value, error.message or "", name) from None
+        except (StreamTerminatedError, ProtocolError, H2Error) as error:
+            raise failures.of_break(str(error), self.address, self._trust) from None
+        except OSError as error:
+            raise failures.of_connection(error, self.address, self._trust) from None

@@ -1,0 +1,29 @@
+"""What the command line tools say on stderr: failures with a hint, and notes.
+
+Standard output is for results alone.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+
+_UID = re.compile(r"\b(?:[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\b", re.ASCII | re.IGNORECASE)
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
+
+
+def harmless(text: str) -> str:
+    """Text of another's making, fit for a terminal and a log: no UID, no control character."""
+    return _CONTROL.sub("?", _UID.sub("<uid>", text.replace("\n", " ")))
+
+
+def failure(program: str, message: str, hint: str = "") -> None:
+    """Say what went wrong, and on a line of its own what to do about it."""
+    print(f"{program}: {harmless(message)}", file=sys.stderr)
+    if hint:
+        print(f"hint: {harmless(hint)}", file=sys.stderr)
+
+
+def note(program: str, message: str) -> None:
+    """Say something that the user should know and that is no failure."""
+    print(f"{program}: note: {harmless(message)}", file=sys.stderr, flush=True)
