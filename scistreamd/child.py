@@ -30,6 +30,7 @@ class Child:
 
     def __init__(
         self,
+        program: str,
         argv: Sequence[str],
         *,
         fds: Sequence[int],
@@ -38,8 +39,11 @@ class Child:
         environment: Mapping[str, str],
         say: Callable[[str], None],
     ) -> None:
-        """Start it; raises OSError where the system cannot. A program that is missing is told on its output."""
-        order = {"fds": list(fds), "parent": os.getpid(), "uid": uid, "argv": list(argv)}
+        """Start the executable at the path ``program``; raises OSError where the system cannot.
+
+        What keeps it from running from then on is told on its output.
+        """
+        order = {"fds": list(fds), "parent": os.getpid(), "uid": uid, "program": program, "argv": list(argv)}
         self._process = subprocess.Popen(  # noqa: S603  argv list, no shell
             [sys.executable, "-I", "-S", spawn.__file__, json.dumps(order)],
             stdin=subprocess.DEVNULL,

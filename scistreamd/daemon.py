@@ -57,7 +57,7 @@ async def run(settings: Settings, control: ControlPort, started: Callable[[Endpo
         gate = Gate(settings, network)
         manager = Manager(settings, gate, TunnelKeys(), lambda kind: launcher, any_address)
         _tell_missing(launcher, settings.default_type)
-        server = ControlServer(gate, manager)
+        server = ControlServer(manager, gate)
         await server.start([listener], control.tls)
         address, port = listener.getsockname()[:2]
         started(Endpoint(ipaddress.ip_address(address), port))

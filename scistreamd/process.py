@@ -31,6 +31,7 @@ _ANSWER_SECONDS = 1.0
 _RESTART_SECONDS = 0.2
 _RESTARTS_IN_A_ROW = 5
 _STEADY_SECONDS = 30.0
+_DRAIN_BEGINS = 0.05  # what a data server takes to close its listeners
 
 _log = logging.getLogger("scistreamd.process")
 
@@ -194,8 +195,14 @@ class ProcessHeld:
             if self._closing:
                 raise self._released()
             self._empty_scratch()
+            path = shutil.which(program.argv[0], path=_PATH)
+            if path is None:
+                raise ScistreamError(
+                    Code.FAILED_PRECONDITION, f"the program {program.argv[0]} is not installed any more"
+                )
             environment = {"PATH": _PATH, "LANG": "C.UTF-8", **program.environment}
             child = self._child = Child(
+                path,
                 program.argv,
                 fds=[each.fileno() for each in self._sockets],
                 uid=self._uid,
@@ -273,27 +280,32 @@ class ProcessHeld:
 
     async def _close(self, drain: float) -> None:
         try:
-            self._stop_listening()
             if self._supervisor:
                 self._supervisor.cancel()
                 await asyncio.wait([self._supervisor])
-            if self._child and drain > 0:
-                await self._drain(self._child, drain)
-            if self._child:
-                await self._child.end(_END_GRACE)
+            if self._child and self._program and drain > 0:
+                await self._drain(self._child, self._program, drain)
+            ending = [self._child.end(_END_GRACE)] if self._child else []
+            # In this order: the end begins with SIGTERM, and nginx would try in vain to accept on a socket shut down.
+            await asyncio.gather(*ending, self._stop_listening())
         finally:
             self._undo.close()
 
-    def _stop_listening(self) -> None:
+    async def _stop_listening(self) -> None:
         """At once and for the child too: shutdown(2) acts on the socket, not on our descriptor of it."""
         for each in self._sockets:
             if each.type == socket.SOCK_STREAM:
                 with contextlib.suppress(OSError):
                     each.shutdown(socket.SHUT_RDWR)
 
-    async def _drain(self, child: Child, seconds: float) -> None:
-        if self._program and self._program.drain_signal is not None:
-            child.signal(self._program.drain_signal)
+    async def _drain(self, child: Child, program: Program, seconds: float) -> None:
+        """Let running streams end by themselves for so long, and no new ones begin."""
+        if program.drain_signal is None:
+            sockets.deafen(self._sockets)
+        else:
+            child.signal(program.drain_signal)
+            await asyncio.sleep(_DRAIN_BEGINS)
+            await self._stop_listening()
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(child.wait(), seconds)
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import socket
+import struct
 from collections.abc import Sequence
 
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.interfaces import Bind, PortsBusy
 from scistreamd.model import Endpoint
 
+_SO_ATTACH_FILTER = 26  # socket(7); Python's socket module has no name for it
+_BPF_RET = 0x06
 _BACKLOG = 4096  # the kernel cuts it to net.core.somaxconn
 
 
@@ -78,6 +82,20 @@ def _explained(problem: OSError, endpoint: Endpoint) -> Exception:
     if problem.errno == errno.EMFILE:
         return ScistreamError(Code.RESOURCE_EXHAUSTED, "no more open files", "raise the limit of open files")
     return problem
+
+
+def deafen(listeners: Sequence[socket.socket]) -> None:
+    """Have the kernel drop what would open a new connection; connections that exist go on.
+
+    For a program that cannot stop accepting by itself: a socket filter that
+    takes no packet (BPF_RET 0, Linux's networking/filter.rst) acts on the
+    listening socket alone, whichever process accepts on it.
+    """
+    instruction = struct.pack("HBBI", _BPF_RET, 0, 0, 0)
+    buffer = ctypes.create_string_buffer(instruction, len(instruction))
+    program = struct.pack("HP", 1, ctypes.addressof(buffer))
+    for listener in listeners:
+        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
 
 def has_ipv6() -> bool:

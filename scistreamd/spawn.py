@@ -7,7 +7,11 @@ only, nothing of scistreamd. The JSON argument says:
 fds     inherited sockets, to become 3, 4, ... in this order (sd_listen_fds(3))
 parent  process id of the daemon: if that ends, so does the child
 uid     the unprivileged user and group id to become, or null
-argv    the program and its arguments
+program the path of the program
+argv    its arguments, from its name on
+
+All imports stand at the top: once unprivileged, it may not be allowed to read
+Python's own library.
 """
 
 import ctypes
@@ -59,7 +63,7 @@ def main() -> None:
     os.umask(0o077)
     os.environ["LISTEN_FDS"] = str(len(order["fds"]))
     os.environ["LISTEN_PID"] = str(os.getpid())
-    os.execvp(order["argv"][0], order["argv"])  # noqa: S606  no shell is wanted
+    os.execve(order["program"], order["argv"], os.environ)  # noqa: S606  no shell is wanted
 
 
 if __name__ == "__main__":
