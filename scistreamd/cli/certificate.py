@@ -119,7 +119,8 @@ def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 def _refuse_existing(*paths: Path) -> None:
     there = [str(path) for path in paths if path.exists() or path.is_symlink()]
     if there:
-        message = f"{' and '.join(there)} there already; nothing was written"
+        are = "are" if there[1:] else "is"
+        message = f"{' and '.join(there)} {are} there already; nothing was written"
         raise ScistreamError(Code.ALREADY_EXISTS, message, "--force replaces key and certificate")
 
 

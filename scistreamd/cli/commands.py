@@ -53,7 +53,7 @@ def main(tool: Tool, argv: Sequence[str]) -> int:
         sys.stdout.flush()
         return status
     except UsageError as error:
-        output.failure(tool.name, error.message, error.hint)
+        output.failure(tool.name, error.message, error.hint or f"see: {tool.name} --help")
         return EXIT_USAGE
     except ScistreamError as error:
         output.failure(tool.name, error.message, error.hint)

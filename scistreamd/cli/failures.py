@@ -49,7 +49,8 @@ def of_status(status: int, message: str, call: str) -> Refused:
     if status == _UNKNOWN and "Entry already found" in message:
         return Refused(Code.ALREADY_EXISTS, said, "release the tunnel of this UID first", unknown=True)
     code = _STATUS.get(status, Code.INTERNAL)
-    return Refused(code, said, _HINTS.get(code, ""), unknown=status == _UNKNOWN)
+    hint = "the gateway's log may say more" if status == _UNKNOWN else _HINTS.get(code, "")
+    return Refused(code, said, hint, unknown=status == _UNKNOWN)
 
 
 def of_connection(error: Exception, address: Target, trust: Trust | None) -> ScistreamError:
@@ -75,7 +76,7 @@ def _of_socket(error: Exception, address: Target, trust: Trust | None) -> Scistr
         return _unavailable(f"no route leads to {address}", "check the address after --s2cs")
     if number == errno.ETIMEDOUT or isinstance(error, asyncio.TimeoutError | TimeoutError):
         return _unavailable(f"{address} does not answer", "a firewall may be in between; check --s2cs HOST:PORT")
-    return _unavailable(f"cannot connect to {address}: {error}", "")
+    return _unavailable(f"cannot connect to {address}: {error}", "check the address after --s2cs")
 
 
 def of_break(reason: str, address: Target, trust: Trust | None) -> ScistreamError:

@@ -77,9 +77,7 @@ class Gateway:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._channel is not None:
-            self._channel.close()
-            # Lets the transport send what it still has and close its socket.
-            await asyncio.sleep(0)
+            await _close(self._channel)
 
     async def req(self, request: pb.Request, options: Mapping[str, str]) -> pb.Response:
         """Reserve listeners; returns when the hello for the same UID has come."""
@@ -111,3 +109,20 @@ class Gateway:
             raise failures.of_break(str(error), self.address, self._trust) from None
         except OSError as error:
             raise failures.of_connection(error, self.address, self._trust) from None
+
+
+async def _close(channel: Channel) -> None:
+    """Close the connection and its socket, without waiting for the other side's close_notify.
+
+    grpclib starts the close and forgets the transport, which would live for
+    up to 30 s (asyncio's ssl_shutdown_timeout).
+    """
+    protocol = channel._protocol
+    # The attribute goes when the other side has hung up.
+    transport = getattr(protocol.connection, "_transport", None) if protocol else None
+    channel.close()
+    if transport is not None:
+        transport.abort()
+        # connection_lost() runs in the next round of the loop, and in TLS hands on to the one after.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)

@@ -69,6 +69,7 @@ class Session:
         self._uid = wish.uid.reveal()
         # Whether a release with this UID can only end what this session made.
         self._owned = wish.fresh
+        self._refused = False
 
     async def open(self) -> Opened:
         """Reserve, greet, check and update; a failure or cancellation gives everything back."""
@@ -93,7 +94,7 @@ class Session:
         wish = self._wish
         request = pb.Request(uid=self._uid, role=wish.role.value, num_conn=wish.num_conn, rate=wish.rate)
         self._say("sending client request message")
-        req = asyncio.create_task(self._gateway.req(request, wish.options))
+        req = asyncio.create_task(self._ask(request))
         self._say("waiting for hello message")
         if wish.hello is None:
             return await req
@@ -105,6 +106,13 @@ class Session:
             req.cancel()
             hello.cancel()
             await asyncio.gather(req, hello, return_exceptions=True)
+
+    async def _ask(self, request: pb.Request) -> pb.Response:
+        try:
+            return await self._gateway.req(request, self._wish.options)
+        except Refused:
+            self._refused = True
+            raise
 
     async def _both(self, req: asyncio.Task[pb.Response], hello: asyncio.Task[None]) -> pb.Response:
         await asyncio.wait({req, hello}, return_when=asyncio.FIRST_COMPLETED)
@@ -147,7 +155,7 @@ class Session:
 
     async def _give_back(self, error: BaseException) -> None:
         """Release the tunnel where it is ours; ``error`` is told by our caller."""
-        if not self._owned:
+        if self._refused or not self._owned:
             return
         try:
             await asyncio.wait_for(self._gateway.release(self._uid), _RELEASE_SECONDS)

@@ -40,7 +40,8 @@ def _content(name: str) -> str:
         with Path(name).open(encoding="ascii", errors="replace") as file:
             return file.read(_FILE_LIMIT)
     except OSError as error:
-        raise ScistreamError(Code.NOT_FOUND, f"cannot read the UID from {name}: {error.strerror}") from None
+        problem = f"cannot read the UID from {name}: {error.strerror}"
+        raise ScistreamError(Code.NOT_FOUND, problem, "name a file that s2uc --uid-file wrote") from None
 
 
 @contextlib.contextmanager
