@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from scistreamd.config import Settings
-from scistreamd.errors import Code, ScistreamError, invalid
+from scistreamd.errors import BugError, Code, ScistreamError, invalid
 from scistreamd.interfaces import Network
 from scistreamd.model import Caller, Endpoint, IPAddress, Security, Target
 from scistreamd.policy import why_no_target
@@ -64,11 +64,9 @@ class Gate:
             raise invalid("security", f"this data server type cannot do {mode.value}, but {_names(possible)}")
         return mode
 
-    def check_literals(self, targets: Iterable[Target]) -> None:
+    async def check_literals(self, targets: Iterable[Target]) -> None:
         """Judge the targets that are addresses already; names are judged by `addresses`."""
-        for target in targets:
-            if target.address is not None:
-                self._judge(target, target.address)
+        await self._judge({target: (target.address,) for target in targets if target.address is not None})
 
     async def addresses(self, targets: Sequence[Target]) -> tuple[tuple[Endpoint, ...], ...]:
         """Resolve each name once and judge every address of every target.
@@ -77,27 +75,36 @@ class Gate:
         answer changes nothing. Raises PERMISSION_DENIED naming the target, or
         INVALID_ARGUMENT where a name has no address.
         """
-        names = {target.host for target in targets if target.address is None}
+        names = list({target.host for target in targets if target.address is None})
         found = dict(zip(names, await asyncio.gather(*map(self._network.resolve, names)), strict=True))
-        resolved = []
-        for target in targets:
-            of_host = found[target.host] if target.address is None else (target.address,)
-            for address in of_host:
-                self._judge(target, address)
-            resolved.append(tuple(Endpoint(address, target.port) for address in of_host))
-        return tuple(resolved)
+        of_target = {target: found.get(target.host) or (_literal(target),) for target in targets}
+        await self._judge(of_target)
+        return tuple(tuple(Endpoint(each, target.port) for each in of_target[target]) for target in targets)
 
-    def _judge(self, target: Target, address: IPAddress) -> None:
+    async def _judge(self, of_target: Mapping[Target, tuple[IPAddress, ...]]) -> None:
         alone = self._settings.loopback_only
-        own = not alone and self._network.is_local(address)
-        reason = why_no_target(address, own=own, loopback_gateway=alone)
-        if reason:
-            resolved = "" if target.address else f" resolves to {address}, which"
-            raise ScistreamError(
-                Code.PERMISSION_DENIED,
-                f"target {target}{resolved} {reason}",
-                "a gateway forwards to other hosts only; name the host that runs the application",
-            )
+        every = {address for addresses in of_target.values() for address in addresses}
+        own = frozenset() if alone else await self._network.local(every)
+        for target, addresses in of_target.items():
+            for address in addresses:
+                reason = why_no_target(address, own=address in own, loopback_gateway=alone)
+                if reason:
+                    raise _no_target(target, address, reason)
+
+
+def _literal(target: Target) -> IPAddress:
+    if target.address is None:
+        raise BugError("a name without addresses")
+    return target.address
+
+
+def _no_target(target: Target, address: IPAddress, reason: str) -> ScistreamError:
+    resolved = "" if target.address else f" resolves to {address}, which"
+    return ScistreamError(
+        Code.PERMISSION_DENIED,
+        f"target {target}{resolved} {reason}",
+        "a gateway forwards to other hosts only; name the host that runs the application",
+    )
 
 
 def _names(modes: Iterable[Security]) -> str:

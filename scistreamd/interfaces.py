@@ -6,7 +6,7 @@ Nothing here opens anything.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Protocol
@@ -89,9 +89,10 @@ class SocketSays:
 
 @dataclass(frozen=True)
 class LogSays:
-    """Ready when a new line of the data server's output holds ``text``."""
+    """Ready when ``count`` new lines of the data server's output hold ``text``."""
 
     text: str
+    count: int = 1
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,11 @@ class Program:
     ``reload_signal`` makes the main process take the new ``config`` without
     touching running streams, after which ``ready`` holds again.
     ``drain_signal`` lets streams end and takes no new ones; None: it cannot.
+    ``retired``: what this program says after a reload, when the processes of
+    its configuration have stopped accepting; None: ``ready`` of the next
+    program implies it. ``rejected``: a new line with this text after a reload
+    means that the new configuration was not taken. ``routine``: lines with one
+    of these texts are normal operation, not worth a place in the daemon's log.
     """
 
     argv: tuple[str, ...]
@@ -110,6 +116,9 @@ class Program:
     ready: SocketSays | LogSays
     reload_signal: int
     drain_signal: int | None
+    retired: LogSays | None = None
+    rejected: str = ""
+    routine: tuple[str, ...] = ()
 
 
 class DataServer(Protocol):
@@ -207,5 +216,5 @@ class Network(Protocol):
     async def resolve(self, host: str) -> tuple[IPAddress, ...]:
         """A name's addresses, best first (RFC 6724); ScistreamError(INVALID_ARGUMENT) where it has none."""
 
-    def is_local(self, address: IPAddress) -> bool:
-        """Whether this host itself answers on the address."""
+    async def local(self, addresses: Set[IPAddress]) -> frozenset[IPAddress]:
+        """Those of the addresses on which this host itself answers."""

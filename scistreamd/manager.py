@@ -86,7 +86,7 @@ class Manager:
         async with tunnel.busy:
             tunnel.check(Event.HELLO)
             if tunnel.role is Role.PROD:
-                self._check_inbound_hello(tunnel, role, entries)
+                await self._check_inbound_hello(role, entries)
             else:
                 await self._settle(tunnel, entries)
             tunnel.check(Event.HELLO)  # it may have been released while its ports were settled
@@ -258,18 +258,21 @@ class Manager:
                     self._early.pop(uid.id, None)
         return self._known(uid)
 
-    def _check_inbound_hello(self, tunnel: Tunnel, role: Role, entries: tuple[Target, ...]) -> None:
+    async def _check_inbound_hello(self, role: Role, entries: tuple[Target, ...]) -> None:
         if role is not Role.PROD:
             raise invalid("role", "the tunnel's role is PROD, this hello says CONS")
         if not entries:
             raise invalid("prod_listeners", "an inbound tunnel needs at least one target")
-        self._gate.check_literals(entries)
+        await self._gate.check_literals(entries)
 
     async def _settle(self, tunnel: Tunnel, wishes: tuple[Target, ...]) -> None:
         """Give an outbound tunnel the local ports that its hello wishes for, where they are to be had."""
+        granted: set[int] = set()
         refused = []
         for index, wish in enumerate(wishes[: tunnel.count]):
-            if not await self._grant_port(tunnel, index, wish.port):
+            if wish.port not in granted and await self._grant_port(tunnel, index, wish.port):
+                granted.add(wish.port)
+            else:
                 refused.append(wish.port)
         if not refused:
             return
@@ -285,10 +288,7 @@ class Manager:
         """Make ``port`` the tunnel's listener number ``index``; False where it cannot be had."""
         ports = tunnel.ports
         if port in ports:
-            other = ports.index(port)
-            if other < index:
-                return False  # wished for twice
-            ports[index], ports[other] = port, ports[index]
+            ports[ports.index(port)], ports[index] = ports[index], port
             await self._rebind(tunnel, ports)
             return True
         if not self._pool.claim(port) and not await self._take_over(port):

@@ -41,7 +41,6 @@ def _bound(endpoint: Endpoint, kind: socket.SocketKind) -> socket.socket:
     family = socket.AF_INET6 if endpoint.address.version == 6 else socket.AF_INET
     bound = socket.socket(family, kind)
     try:
-        bound.setblocking(False)
         if family == socket.AF_INET6:
             # ipv6(7): only the wildcard takes IPv4 along.
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not endpoint.is_wildcard)

@@ -1,0 +1,46 @@
+"""What every test shares: nothing that a test module started outlives it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def children() -> dict[int, str]:
+    """Our living children by process id, with their command lines (proc(5))."""
+    found = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = stat.read_text().rpartition(") ")[2].split()[:2]
+            if int(parent) == os.getpid() and state != "Z":
+                found[int(stat.parent.name)] = (stat.parent / "cmdline").read_text().replace("\0", " ")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _adopt_orphans() -> None:
+    """Make orphans of our children our children, so that a daemon's leftovers are seen."""
+    assert ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_process_is_left() -> Iterator[None]:
+    before = children()
+    yield
+    deadline = time.monotonic() + 5
+    while (left := children().keys() - before.keys()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    named = [children().get(pid, "gone") for pid in left]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left, f"processes left running: {named}"

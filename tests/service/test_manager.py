@@ -1,0 +1,410 @@
+"""The manager with the real launcher: ports, time limits, wishes, and every way out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import os
+import socket
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from scistreamd.config import Settings, Times
+from scistreamd.errors import Code, ScistreamError
+from scistreamd.gate import Gate, Grant, Verb
+from scistreamd.keys import TunnelKeys
+from scistreamd.manager import Manager
+from scistreamd.model import Answer, Caller, IPAddress, Options, PortRange, Role, Security, Target, Uid
+from scistreamd.network import HostNetwork
+from scistreamd.policy import Quotas
+from scistreamd.process import ProcessLauncher
+from scistreamd.runtime import runtime_directory
+
+LOOPBACK = ipaddress.ip_address("127.0.0.1")
+CALLER = Caller("test", peer=LOOPBACK, reached=LOOPBACK)
+RANGE = PortRange(26200, 26209)
+SETTINGS = Settings(
+    listen_inbound=LOOPBACK,
+    listen_outbound=LOOPBACK,
+    port_range=RANGE,
+    default_type="Nginx",
+    times=Times(early_hello=0.3),
+)
+TARGET = Target.parse("127.0.0.1:26299")
+
+
+def grant(verb: Verb, caller: Caller = CALLER) -> Grant:
+    return Grant(caller, verb)
+
+
+class Gateway:
+    """A manager, with the calls that a front door makes."""
+
+    def __init__(self, settings: Settings, runtime: Path) -> None:
+        self.network = HostNetwork(settings.times.resolve)
+        self.runtime = runtime
+        launcher = ProcessLauncher(runtime)
+        self.manager = Manager(settings, Gate(settings, self.network), TunnelKeys(), lambda kind: launcher, LOOPBACK)
+
+    def req(
+        self, uid: Uid, role: Role = Role.PROD, count: int = 1, options: Options | None = None, caller: Caller = CALLER
+    ) -> asyncio.Task[Answer]:
+        call = self.manager.request(grant(Verb.CREATE, caller), uid, role, count, options or Options())
+        return asyncio.create_task(call)
+
+    async def hello(self, uid: Uid, *entries: Target, role: Role = Role.PROD) -> Answer:
+        return await self.manager.hello(grant(Verb.HELLO), uid, role, entries)
+
+    async def update(self, uid: Uid, *targets: Target, role: Role | None = None) -> Answer:
+        return await self.manager.update(grant(Verb.UPDATE), uid, role, targets)
+
+    async def release(self, uid: Uid, drain: float = 0) -> None:
+        await self.manager.release(grant(Verb.RELEASE), uid, drain)
+
+    async def ready(self, uid: Uid, role: Role = Role.PROD, count: int = 1, *entries: Target) -> Answer:
+        asked = self.req(uid, role, count)
+        await self.hello(uid, *(entries or (TARGET,)))
+        return await asked
+
+    def nothing_is_left(self) -> None:
+        assert len(self.manager) == 0
+        assert self.manager.free_ports == len(RANGE)
+        assert os.listdir(self.runtime) == ["lock"]
+        for port in RANGE:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", port))
+
+
+@contextlib.asynccontextmanager
+async def gateway(settings: Settings = SETTINGS) -> AsyncIterator[Gateway]:
+    with runtime_directory() as runtime:
+        made = Gateway(settings, runtime)
+        try:
+            yield made
+            await made.manager.close()
+            made.nothing_is_left()
+        finally:
+            await made.manager.close()
+            made.network.close()
+
+
+async def refusal(call: asyncio.Future[Answer] | asyncio.Task[Answer]) -> ScistreamError:
+    with pytest.raises(ScistreamError) as caught:
+        await asyncio.wait_for(call, 10)
+    return caught.value
+
+
+def listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+async def test_a_life() -> None:
+    async with gateway() as here:
+        uid = Uid.random()
+        asked = here.req(uid, count=2)
+        greeted = await here.hello(uid, TARGET)
+        answer = await asked
+        assert [str(each) for each in answer.listeners] == ["127.0.0.1:26200", "127.0.0.1:26201"]
+        assert answer.targets == (TARGET,)
+        assert greeted.listeners == answer.listeners
+        updated = await here.update(uid, *answer.targets, role=Role.PROD)
+        assert updated.targets == (TARGET, TARGET)
+        await here.release(uid)
+        here.nothing_is_left()
+        assert not listening(26200)
+        with pytest.raises(ScistreamError) as caught:
+            await here.release(uid)
+        assert caught.value.code is Code.NOT_FOUND
+
+
+async def test_ports_are_held_from_req_on_and_free_on_every_way_out() -> None:
+    quick = replace(SETTINGS, times=Times(hello=0.3, early_hello=0.1, update=0.3))
+    async with gateway(quick) as here:
+        # no hello in time
+        uid = Uid.random()
+        asked = here.req(uid, count=3)
+        await asyncio.sleep(0.1)
+        assert all(listening(port) for port in (26200, 26201, 26202))
+        assert (await refusal(asked)).code is Code.DEADLINE_EXCEEDED
+        here.nothing_is_left()
+        # the client goes away
+        asked = here.req(uid, count=3)
+        await asyncio.sleep(0.05)
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        here.nothing_is_left()
+        # no update in time
+        await here.ready(uid)
+        await asyncio.sleep(0.5)
+        here.nothing_is_left()
+        # released while it waits
+        asked = here.req(uid)
+        await asyncio.sleep(0.05)
+        await here.release(uid)
+        assert (await refusal(asked)).code is Code.CANCELLED
+        here.nothing_is_left()
+        # the daemon stops
+        asked = here.req(uid)
+        await asyncio.sleep(0.05)
+        await here.manager.close()
+        assert (await refusal(asked)).code is Code.CANCELLED
+        here.nothing_is_left()
+
+
+async def test_a_data_server_that_cannot_start_frees_its_ports_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with gateway() as here:
+        uid = Uid.random()
+        await here.ready(uid)
+
+        def no_keys(*_: object) -> dict[str, bytes]:
+            return {}
+
+        with monkeypatch.context() as broken:
+            broken.setattr(TunnelKeys, "files", no_keys)
+            with pytest.raises(ScistreamError, match=r"pem") as caught:
+                await here.update(uid, TARGET)
+        assert caught.value.code is Code.FAILED_PRECONDITION
+        assert here.manager.free_ports == len(RANGE)
+        assert not listening(26200)
+        with pytest.raises(ScistreamError, match="failed") as caught:
+            await here.update(uid, TARGET)
+        await here.release(uid)
+        await here.ready(uid)
+        await here.update(uid, TARGET)
+
+
+async def test_other_programs_ports_are_skipped_and_never_fewer_given() -> None:
+    async with gateway() as here:
+        with socket.socket() as rival, socket.socket() as wildcard:
+            rival.bind(("127.0.0.1", 26200))
+            rival.listen()
+            wildcard.bind(("0.0.0.0", 26202))
+            wildcard.listen()
+            uid = Uid.random()
+            answer = await here.ready(uid, Role.PROD, 3)
+            assert [each.port for each in answer.listeners] == [26201, 26203, 26204]
+            refused = await refusal(here.req(Uid.random(), count=6))
+            assert refused.code is Code.RESOURCE_EXHAUSTED
+            assert "2 in use by other programs" in refused.message
+            assert here.manager.free_ports == 7
+            await here.release(uid)
+
+
+async def test_a_thousand_rounds_over_ten_ports() -> None:
+    async with gateway() as here:
+        for _ in range(1000):
+            uid = Uid.random()
+            await here.ready(uid, Role.PROD, 10)
+            await here.release(uid)
+
+
+async def test_wished_ports_of_an_outbound_tunnel() -> None:
+    async with gateway() as here:
+
+        def wish(*ports: int) -> list[Target]:
+            return [Target("localhost", port) for port in ports]
+
+        async def settled(uid: Uid, *ports: int, count: int = 0) -> list[int]:
+            answer = await here.ready(uid, Role.CONS, count or len(ports), *wish(*ports))
+            assert answer.targets == ()
+            return [each.port for each in answer.listeners]
+
+        one, two, three, four = (Uid.random() for _ in range(4))
+        assert await settled(one, 26205, 26201) == [26205, 26201]
+        with socket.socket() as rival:
+            rival.bind(("127.0.0.1", 26207))
+            rival.listen()
+            got = await settled(two, 26205, 26207, 9, 26203, 26203)
+            assert got[3] == 26203
+            assert not {26205, 26207, 26201} & set(got)
+            assert len(set(got)) == 5
+        # what another request holds and has not settled on changes hands
+        waiting = here.req(three, Role.CONS, 1)
+        await asyncio.sleep(0.05)
+        [provisional] = [port for port in RANGE if port not in (26205, 26201, *got) and listening(port)]
+        assert await settled(four, provisional) == [provisional]
+        await here.hello(three, role=Role.CONS)
+        [other] = (await waiting).listeners
+        assert other.port not in (provisional, 26205, 26201, *got)
+        assert here.manager.free_ports == 1
+        for uid in (one, two, three, four):
+            await here.release(uid)
+
+
+async def test_exact_ports_or_none() -> None:
+    async with gateway() as here:
+        uid = Uid.random()
+        asked = here.req(uid, Role.CONS, 2, Options(exact_ports=True))
+        with pytest.raises(ScistreamError, match="9 is not to be had") as caught:
+            await here.hello(uid, Target("localhost", 26200), Target("localhost", 9))
+        assert caught.value.code is Code.RESOURCE_EXHAUSTED
+        assert (await refusal(asked)).code is Code.RESOURCE_EXHAUSTED
+        here.nothing_is_left()
+
+
+async def test_an_early_hello_waits_for_its_req() -> None:
+    async with gateway() as here:
+        uid = Uid.random()
+        early = asyncio.create_task(here.hello(uid, TARGET))
+        await asyncio.sleep(0.1)
+        assert (await here.req(uid)).targets == (TARGET,)
+        await early
+        with pytest.raises(ScistreamError) as caught:
+            await here.hello(Uid.random(), TARGET)
+        assert caught.value.code is Code.NOT_FOUND
+
+
+async def test_what_comes_out_of_turn() -> None:
+    async with gateway() as here:
+        uid = Uid.random()
+        with pytest.raises(ScistreamError) as caught:
+            await here.update(uid, TARGET)
+        assert caught.value.code is Code.NOT_FOUND
+        asked = here.req(uid)
+        await asyncio.sleep(0)
+        assert (await refusal(here.req(uid))).code is Code.ALREADY_EXISTS
+        for code, call in [
+            (Code.FAILED_PRECONDITION, here.update(uid, TARGET)),
+            (Code.INVALID_ARGUMENT, here.hello(uid, role=Role.CONS)),
+            (Code.INVALID_ARGUMENT, here.hello(uid)),
+            (Code.PERMISSION_DENIED, here.hello(uid, Target.parse("169.254.169.254:80"))),
+        ]:
+            with pytest.raises(ScistreamError) as caught:
+                await call
+            assert caught.value.code is code
+        await here.hello(uid, TARGET)
+        await asked
+        for code, call in [
+            (Code.FAILED_PRECONDITION, here.hello(uid, TARGET)),
+            (Code.INVALID_ARGUMENT, here.update(uid, TARGET, role=Role.CONS)),
+            (Code.PERMISSION_DENIED, here.update(uid, Target.parse("169.254.169.254:80"))),
+            (Code.INVALID_ARGUMENT, here.update(uid, Target.parse("no.such.host.invalid:80"))),
+        ]:
+            with pytest.raises(ScistreamError) as caught:
+                await call
+            assert caught.value.code is code
+        await here.update(uid, TARGET)
+        await here.release(uid)
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "field"),
+    [
+        (Options(rate=1000), Code.UNIMPLEMENTED, "rate"),
+        (Options(allow_from=(ipaddress.ip_network("10.0.0.0/8"),)), Code.UNIMPLEMENTED, "allow-from"),
+        (Options(data_server="S2DS"), Code.INVALID_ARGUMENT, "type"),
+        (Options(security=Security.NONE), Code.PERMISSION_DENIED, "security"),
+    ],
+)
+async def test_options_that_are_refused(options: Options, code: Code, field: str) -> None:
+    async with gateway() as here:
+        refused = await refusal(here.req(Uid.random(), options=options))
+        assert refused.code is code
+        assert refused.message.startswith(field)
+        assert refused.hint
+
+
+async def test_a_security_mode_that_the_type_cannot_do() -> None:
+    async with gateway(replace(SETTINGS, allowed_security=frozenset(Security))) as here:
+        refused = await refusal(here.req(Uid.random(), options=Options(security=Security.PSK_NULL)))
+        assert refused.code is Code.INVALID_ARGUMENT
+        assert "psk-null" in refused.message
+
+
+async def test_a_missing_program_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scistreamd.process._PATH", "/nonexistent")
+    async with gateway() as here:
+        refused = await refusal(here.req(Uid.random(), options=Options(data_server="haproxy")))
+        assert refused.code is Code.FAILED_PRECONDITION
+        assert "install haproxy" in refused.message
+
+
+async def test_quotas() -> None:
+    async with gateway(replace(SETTINGS, quotas=Quotas(ports_per_request=2, tunnels_per_peer=2, pending=3))) as here:
+        assert "at most 2 go into one request" in (await refusal(here.req(Uid.random(), count=3))).message
+        waiting = [here.req(Uid.random()) for _ in range(2)]
+        await asyncio.sleep(0)
+        assert "this peer has 2 tunnels" in (await refusal(here.req(Uid.random()))).message
+        other = replace(CALLER, peer=ipaddress.ip_address("127.0.0.9"))
+        waiting.append(here.req(Uid.random(), caller=other))
+        await asyncio.sleep(0)
+        third = replace(CALLER, peer=ipaddress.ip_address("127.0.0.10"))
+        assert "3 requests wait" in (await refusal(here.req(Uid.random(), caller=third))).message
+        for each in waiting:
+            each.cancel()
+        await asyncio.wait(waiting)
+
+
+async def test_a_lifetime_ends_the_tunnel() -> None:
+    async with gateway() as here:
+        uid = Uid.random()
+        asked = here.req(uid, options=Options(lifetime=1))
+        await here.hello(uid, TARGET)
+        await asked
+        await here.update(uid, TARGET)
+        assert listening(26200)
+        await asyncio.sleep(1.5)
+        here.nothing_is_left()
+
+
+@pytest.mark.parametrize(
+    ("role", "inbound", "outbound", "expected"),
+    [
+        (Role.PROD, None, None, "127.0.0.3:26200"),
+        (Role.PROD, ipaddress.ip_address("127.0.0.2"), None, "127.0.0.2:26200"),
+        (Role.CONS, ipaddress.ip_address("127.0.0.2"), None, "127.0.0.3:26200"),
+        (Role.CONS, None, ipaddress.ip_address("0.0.0.0"), "127.0.0.3:26200"),
+        (Role.CONS, None, ipaddress.ip_address("127.0.0.4"), "127.0.0.4:26200"),
+    ],
+)
+async def test_where_it_listens_and_what_it_answers(
+    role: Role, inbound: IPAddress | None, outbound: IPAddress | None, expected: str
+) -> None:
+    reached = replace(CALLER, reached=ipaddress.ip_address("127.0.0.3"))
+    settings = replace(SETTINGS, listen_inbound=inbound, listen_outbound=outbound)
+    async with gateway(settings) as here:
+        here.manager._any_address = ipaddress.ip_address("0.0.0.0")
+        uid = Uid.random()
+        asked = here.req(uid, role, caller=reached)
+        await here.hello(uid, *[Target.parse("198.51.100.1:1")] * (role is Role.PROD), role=role)
+        answer = await asked
+        assert [str(each) for each in answer.listeners] == [expected]
+        with socket.socket() as elsewhere:
+            wildcard = role is Role.PROD and inbound is None
+            assert (elsewhere.connect_ex(("127.0.0.9", 26200)) == 0) is wildcard
+        await here.release(uid)
+
+
+async def test_an_outbound_wildcard_without_an_address_of_the_request() -> None:
+    async with gateway(replace(SETTINGS, listen_outbound=None)) as here:
+        refused = await refusal(here.req(Uid.random(), Role.CONS, caller=replace(CALLER, reached=None)))
+        assert refused.code is Code.FAILED_PRECONDITION
+        assert "listen.outbound" in refused.hint
+
+
+async def test_release_in_the_middle_of_an_update() -> None:
+    async with gateway() as here:
+        uid = Uid.random()
+        await here.ready(uid)
+        updating = asyncio.create_task(here.update(uid, TARGET))
+        await asyncio.sleep(0.005)
+        await here.release(uid)
+        await asyncio.wait([updating])
+        updating.exception()
+        here.nothing_is_left()
+
+
+async def test_the_manager_tells_weak_uids(caplog: pytest.LogCaptureFixture) -> None:
+    async with gateway() as here:
+        uid = Uid.parse(str(uuid.uuid1()))
+        answer = await here.ready(uid)
+        assert "guessed" in answer.warnings[0]
+        assert "guessed" in caplog.text
+        await here.release(uid)
