@@ -18,7 +18,7 @@ from scistreamd.dataserver.common import (
     quoted,
     tcp_sockets,
 )
-from scistreamd.interfaces import CA_FILE, LEAF_FILE, Places, Plan, Program, SocketSays
+from scistreamd.interfaces import CA_FILE, LEAF_FILE, LogSays, Places, Plan, Program, SocketSays
 from scistreamd.model import Endpoint, Role, Security
 
 CONFIG = "haproxy.cfg"
@@ -38,14 +38,19 @@ class Haproxy:
 
     def render(self, plan: Plan, places: Places) -> Program:
         """Render the plan; BugError for a path that cannot be quoted."""
-        sections = [_global(plan, places), _defaults(plan), *_listeners(plan, places)]
+        # The master's socket, for it answers when it can take signals; it hands `@1` on to its newest worker.
+        socket = places.scratch / READY_SOCKET
+        sections = [_global(plan), _defaults(plan), *_listeners(plan, places)]
         return Program(
-            argv=("haproxy", "-W", "-db", "-f", str(places.config / CONFIG)),
+            argv=("haproxy", "-W", "-S", f"{socket},mode,600", "-db", "-f", str(places.config / CONFIG)),
             environment={},
             config={CONFIG: "\n".join(sections)},
-            ready=SocketSays(places.scratch / READY_SOCKET, b"show info\n", _description(plan).encode() + b"\n"),
+            ready=SocketSays(socket, b"@1 show info;quit\n", _description(plan).encode() + b"\n"),
             reload_signal=signal.SIGUSR2,
             drain_signal=signal.SIGUSR1,
+            retired=LogSays(f"Proxy l{len(plan.listeners) - 1} stopped"),
+            rejected="Loading failure!",
+            routine=("[NOTICE]", "Proxy l", "Proxy <"),
         )
 
 
@@ -53,12 +58,11 @@ def _description(plan: Plan) -> str:
     return f"tunnel {plan.tunnel_id} generation {plan.generation}"
 
 
-def _global(plan: Plan, places: Places) -> str:
+def _global(plan: Plan) -> str:
     # tune.ssl.cachesize 0 and no-tls-tickets: no resumption, every connection proves itself anew.
     return f"""global
     description {_description(plan)}
     log stderr format raw local0 info
-    stats socket {quoted(places.scratch / READY_SOCKET)} mode 600 level user
     nbthread {plan.tuning.threads}
     maxconn {plan.tuning.connections}
     no strict-limits

@@ -19,7 +19,7 @@ from scistreamd.dataserver.common import (
     quoted,
     socket_count,
 )
-from scistreamd.interfaces import CA_FILE, FIRST_FD, LEAF_FILE, Bind, Places, Plan, Program, SocketSays
+from scistreamd.interfaces import CA_FILE, FIRST_FD, LEAF_FILE, Bind, LogSays, Places, Plan, Program, SocketSays
 from scistreamd.model import Endpoint, Role, Security
 
 CONFIG = "nginx.conf"
@@ -49,6 +49,10 @@ class Nginx:
             ready=SocketSays(places.scratch / READY_SOCKET, b"", _word(plan).encode()),
             reload_signal=signal.SIGHUP,
             drain_signal=signal.SIGQUIT,
+            # The new workers answer 0.1 s before the old ones are told to stop (ngx_reconfigure).
+            retired=LogSays("gracefully shutting down", _workers(plan)),
+            rejected="[emerg]",
+            routine=("[notice]", " connected to ", "disconnected, "),
         )
 
 
@@ -56,12 +60,15 @@ def _word(plan: Plan) -> str:
     return f"tunnel {plan.tunnel_id} generation {plan.generation}."
 
 
-def _main(plan: Plan, places: Places) -> str:
+def _workers(plan: Plan) -> int:
     # Without reuseport each worker would take packets of the same UDP sender, and forward from a port of its own.
-    workers = 1 if any(bind.udp for bind in plan.listeners) else plan.tuning.threads
+    return 1 if any(bind.udp for bind in plan.listeners) else plan.tuning.threads
+
+
+def _main(plan: Plan, places: Places) -> str:
     modules = "".join(f"include {pattern};\n" for pattern in _MODULE_FILES)
     return f"""{modules}daemon off;
-worker_processes {workers};
+worker_processes {_workers(plan)};
 pid {quoted(places.scratch / "nginx.pid")};
 error_log stderr notice;
 
@@ -124,7 +131,9 @@ def _tls(plan: Plan, places: Places) -> str:
         return ""
     leaf, authority = quoted(places.secrets / LEAF_FILE), quoted(places.secrets / CA_FILE)
     if plan.role is Role.PROD:
+        # nginx tells of a refused client at level info, and of every connection besides.
         return f"""
+    error_log stderr info;
     ssl_certificate {leaf};
     ssl_certificate_key {leaf};
     ssl_client_certificate {authority};

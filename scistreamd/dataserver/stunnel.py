@@ -45,6 +45,8 @@ class Stunnel:
             ready=LogSays(f"Service [{_name(plan, len(services) - 1)}] (FD="),
             reload_signal=signal.SIGHUP,
             drain_signal=None,
+            rejected="Failed to reload the configuration file",
+            routine=(" LOG5[", " LOG6["),
         )
 
 
