@@ -49,7 +49,9 @@ def of_status(status: int, message: str, call: str) -> Refused:
     if status == _UNKNOWN and "Entry already found" in message:
         return Refused(Code.ALREADY_EXISTS, said, "release the tunnel of this UID first", unknown=True)
     code = _STATUS.get(status, Code.INTERNAL)
-    hint = "the gateway's log may say more" if status == _UNKNOWN else _HINTS.get(code, "")
+    # Our gateways put their own advice in parentheses at the end: str(ScistreamError).
+    advice = "" if said.endswith(")") else _HINTS.get(code, "")
+    hint = "the gateway's log may say more" if status == _UNKNOWN else advice
     return Refused(code, said, hint, unknown=status == _UNKNOWN)
 
 

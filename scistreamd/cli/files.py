@@ -27,6 +27,14 @@ def write(path: Path, content: bytes, mode: int, *, replace: bool) -> None:
         raise ScistreamError(Code.FAILED_PRECONDITION, f"cannot write {path}: {error.strerror}") from None
 
 
+def move(draft: Path, path: Path) -> None:
+    """Put a file in another's place at once (rename(2)); FAILED_PRECONDITION with the system's reason."""
+    try:
+        draft.replace(path)
+    except OSError as error:
+        raise ScistreamError(Code.FAILED_PRECONDITION, f"cannot write {path}: {error.strerror}") from None
+
+
 def _replace(path: Path, content: bytes, mode: int) -> None:
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     _create(draft, content, mode)

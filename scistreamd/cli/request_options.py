@@ -30,7 +30,7 @@ def _gateway(parser: Parser) -> None:
 
 def _tunnel(parser: Parser) -> None:
     group = parser.add_argument_group("tunnel")
-    group.add_argument("--num-conn", type=integer(-_INT32_MAX, _INT32_MAX), metavar="N", help="how many listeners")
+    group.add_argument("--num-conn", type=integer(1, 65535), metavar="N", help="how many listeners")
     group.add_argument("--rate", type=integer(0, _INT32_MAX), metavar="KB/S", help="limit, 0 for none")
     group.add_argument("--type", metavar="NAME", help="data server type: Haproxy, Nginx, Stunnel")
     group.add_argument("--security", metavar="MODE", help="tls, psk-null or none, where the gateway allows it")

@@ -102,10 +102,11 @@ def _request(options: Namespace, wish: Wish, *, hidden: bool) -> int:
     name = wish.uid.id if hidden else wish.uid.reveal()
 
     async def work(gateway: Gateway) -> None:
-        with uids.kept_in(options.uid_file, wish.uid):
+        with uids.kept_in(options.uid_file, wish.uid, at_once=wish.hello is None) as keep:
             say("uid; s2cs; access_token; role")
             say(f"{name} {options.s2cs} {NO_TOKEN} {wish.role.value}")
             opened = await Session(gateway, wish, say, _note).open()
+            keep()
             for sentence in session.dialable(opened.listeners, gateway.address.host):
                 _note(sentence)
             say(f"Listeners: {list(opened.listeners)!r}")

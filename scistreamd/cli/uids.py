@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from scistreamd.cli import files
@@ -45,15 +46,24 @@ def _content(name: str) -> str:
 
 
 @contextlib.contextmanager
-def kept_in(name: str | None, uid: Uid) -> Iterator[None]:
-    """Keep the UID in a file (0600) that goes again when the tunnel does not come to be."""
+def kept_in(name: str | None, uid: Uid, *, at_once: bool) -> Iterator[Callable[[], None]]:
+    """Keep the UID in a file (0600), which stays as it was when the tunnel does not come to be.
+
+    Gives a function to call when the tunnel stands: it puts the file in its
+    place. ``at_once`` is for a tunnel that waits for someone who reads the
+    file: it is there now, and goes again with a tunnel that fails. That the
+    file can be written is certain before anything is asked of the gateway.
+    """
     if name is None:
-        yield
+        yield lambda: None
         return
     path = Path(name)
-    files.write(path, f"{uid.reveal()}\n".encode(), 0o600, replace=True)
+    if path.is_dir():
+        raise ScistreamError(Code.FAILED_PRECONDITION, f"cannot write {path}: it is a directory")
+    now = path if at_once else path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    files.write(now, f"{uid.reveal()}\n".encode(), 0o600, replace=True)
     try:
-        yield
+        yield lambda: files.move(now, path)
     except BaseException:
-        path.unlink(missing_ok=True)
+        now.unlink(missing_ok=True)
         raise

@@ -61,6 +61,7 @@ def test_names_with_either_dash(name: str, capsys: pytest.CaptureFixture[str]) -
         ("inbound-request --type Hap;roxy", 2, "", "type: 'Hap;roxy'"),
         ("inbound-request --allow-from 192.0.2.1/24", 2, "", "allow-from: '192.0.2.1/24' is not a network"),
         ("inbound-request --rate -1", 2, "", "--rate"),
+        ("inbound-request --num_conn 0", 2, "", "--num-conn: '0' is not a whole number from 1 to 65535"),
     ],
 )
 def test_without_a_gateway(words: str, status: int, out: str, err: str, capsys: pytest.CaptureFixture[str]) -> None:

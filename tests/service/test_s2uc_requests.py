@@ -96,13 +96,24 @@ async def test_a_uid_file_keeps_the_uid_from_the_screen(tmp_path: Path) -> None:
         assert result.lines[1].startswith(hashlib.sha256(uid.bytes).hexdigest()[:12] + " ")
 
 
-async def test_a_uid_file_goes_when_the_request_fails(tmp_path: Path) -> None:
+async def test_a_uid_file_stays_as_it_was_when_the_request_fails(tmp_path: Path) -> None:
     refuse = {"req": (Status.RESOURCE_EXHAUSTED, "no free port in 5100-5200 (release a tunnel)")}
+    (tmp_path / "uid").write_text(UID)
     async with served(Paper(refuse=refuse)) as paper:
         result = await arun("inbound-request", "--uid-file=uid", *_to(paper), cwd=tmp_path)
+        await arun("prod-req", "--uid-file=other", *_to(paper), cwd=tmp_path)
     assert result.status == 8
     assert result.err == "s2uc: no free port in 5100-5200 (release a tunnel)\n"
-    assert os.listdir(tmp_path) == []
+    # Without it the tunnel before could not be released.
+    assert (tmp_path / "uid").read_text() == UID
+    assert os.listdir(tmp_path) == ["uid"]
+
+
+async def test_a_uid_file_that_cannot_be_written_is_told_before_anything_is_asked(tmp_path: Path) -> None:
+    async with served(Paper()) as paper:
+        result = await arun("inbound-request", "--uid-file=absent/uid", *_to(paper), cwd=tmp_path)
+    assert (result.status, result.out, paper.calls) == (9, "", [])
+    assert "cannot write" in result.err
 
 
 async def test_json_is_one_object(tmp_path: Path) -> None:
