@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from scistreamd import spawn
 
@@ -20,6 +21,14 @@ _CHUNK = 65536
 # Bounded: in a container without an init, dead workers stay in the process table as zombies.
 _SWEEPS = 200
 _SWEEP_SECONDS = 0.005
+
+
+@dataclass(eq=False)
+class Watch:
+    """Counts the lines of a child's output that hold ``text``, from its making on."""
+
+    text: str
+    count: int = 0
 
 
 class Child:
@@ -58,7 +67,7 @@ class Child:
         self._swept = False
         self._rest = b""
         self.lines: collections.deque[str] = collections.deque(maxlen=_KEPT_LINES)
-        self.line_count = 0
+        self._watches: list[Watch] = []
         self._loop = asyncio.get_running_loop()
         self._exited: asyncio.Future[int] = self._loop.create_future()
         self._watch()
@@ -80,6 +89,16 @@ class Child:
     def running(self) -> bool:
         """Whether it has not ended yet."""
         return not self._exited.done()
+
+    def watch(self, text: str) -> Watch:
+        """Count lines that hold ``text`` from now on, until `unwatch`."""
+        made = Watch(text)
+        self._watches.append(made)
+        return made
+
+    def unwatch(self, watch: Watch) -> None:
+        """Count no more."""
+        self._watches.remove(watch)
 
     async def wait(self) -> int:
         """Its exit status, negative for a signal, once it has ended."""
@@ -135,8 +154,9 @@ class Child:
     def _take(self, line: bytes) -> None:
         text = line[:_LONGEST_LINE].decode("utf-8", "backslashreplace").strip()
         if text:
-            self.line_count += 1
             self.lines.append(text)
+            for watch in self._watches:
+                watch.count += watch.text in text
             self._say(text)
 
     def _stop_reading(self) -> None:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import replace
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from scistreamd import dataserver
@@ -18,10 +17,10 @@ from scistreamd.config import Settings
 from scistreamd.dataserver import DataServerType
 from scistreamd.errors import Code, ScistreamError, invalid
 from scistreamd.gate import Gate, Grant
-from scistreamd.interfaces import Bind, KeyMaker, Launcher, Plan, PortsBusy
+from scistreamd.interfaces import KeyMaker, Launcher, Plan
 from scistreamd.lifecycle import Event
-from scistreamd.model import Answer, Caller, Endpoint, IPAddress, Options, Role, State, Target, Uid
-from scistreamd.ports import Pool
+from scistreamd.model import Answer, Caller, IPAddress, Options, Role, State, Target, Uid
+from scistreamd.reservations import Reservations
 from scistreamd.tunnel import Tunnel
 
 _T = TypeVar("_T")
@@ -46,7 +45,7 @@ class Manager:
         self._keys = keys
         self._launcher_of = launcher_of
         self._any_address = any_address
-        self._pool = Pool(settings.port_range)
+        self._ports = Reservations(settings.port_range)
         self._tunnels: dict[str, Tunnel] = {}
         self._early: dict[str, set[asyncio.Event]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -122,7 +121,7 @@ class Manager:
     @property
     def free_ports(self) -> int:
         """How many ports of the range no tunnel has."""
-        return self._pool.free
+        return self._ports.free
 
     def __len__(self) -> int:
         return len(self._tunnels)
@@ -156,8 +155,10 @@ class Manager:
             tunnel.warnings += (uid.warning,)
         self._tunnels[tunnel.id] = tunnel
         tunnel.undo.callback(self._tunnels.pop, tunnel.id)
+        tunnel.undo.push_async_callback(self._ports.let_go, tunnel)
         try:
-            await self._hold(tunnel, launcher, self._listen_address(role, grant.caller))
+            address = self._listen_address(role, grant.caller)
+            await self._ports.hold(tunnel, launcher, address, lambda why: self._failed(tunnel, why))
         except BaseException:
             await tunnel.undo.aclose()
             raise
@@ -204,42 +205,6 @@ class Manager:
             )
         return caller.reached
 
-    async def _hold(self, tunnel: Tunnel, launcher: Launcher, address: IPAddress) -> None:
-        udp = tunnel.security in tunnel.type.server.udp_securities
-
-        async def hold(ports: list[int]) -> None:
-            binds = tuple(Bind(Endpoint(address, port), udp) for port in ports)
-            tunnel.held = await launcher.hold(tunnel.id, binds, lambda why: self._failed(tunnel, why))
-            tunnel.binds = binds
-
-        await self._with_ports(tunnel.count, hold)
-        tunnel.undo.push_async_callback(self._let_go, tunnel)
-
-    async def _with_ports(self, count: int, use: Callable[[list[int]], Awaitable[None]]) -> None:
-        """Take ``count`` ports and use them; where other programs have some, pass those over."""
-        busy: set[int] = set()
-        while True:
-            ports = self._pool.take(count, busy)
-            try:
-                await use(ports)
-            except PortsBusy as others:
-                busy.update(others.ports)
-                self._pool.put_back(port for port in ports if port not in busy)
-                self._pool.give_back(others.ports)
-                _log.info("port passed over: %s", others.reason)
-            except BaseException:
-                self._pool.put_back(ports)
-                raise
-            else:
-                return
-
-    async def _let_go(self, tunnel: Tunnel) -> None:
-        """End the data server and free the ports; a second time it does nothing."""
-        held, tunnel.held = tunnel.held, None
-        if held is not None:
-            await held.close(tunnel.drain)
-            self._pool.give_back(tunnel.ports)
-
     # Hello
 
     async def _expected(self, uid: Uid) -> Tunnel:
@@ -266,67 +231,17 @@ class Manager:
         await self._gate.check_literals(entries)
 
     async def _settle(self, tunnel: Tunnel, wishes: tuple[Target, ...]) -> None:
-        """Give an outbound tunnel the local ports that its hello wishes for, where they are to be had."""
-        granted: set[int] = set()
-        refused = []
-        for index, wish in enumerate(wishes[: tunnel.count]):
-            if wish.port not in granted and await self._grant_port(tunnel, index, wish.port):
-                granted.add(wish.port)
-            else:
-                refused.append(wish.port)
+        wished = [wish.port for wish in wishes[: tunnel.count]]
+        refused = await self._ports.settle(tunnel, wished, self._tunnels.values())
         if not refused:
             return
         names = ", ".join(map(str, refused))
-        problem = f"local port {names} is not to be had: in use, or outside the range {self._pool.range}"
+        problem = f"local port {names} is not to be had: in use, or outside the range {self._settings.port_range}"
         if tunnel.options.exact_ports:
             error = ScistreamError(Code.RESOURCE_EXHAUSTED, problem, "ask for another, or let the gateway choose")
             await self._end(tunnel, problem, error)
             raise error
         _log.info("%s; others are taken", problem, extra={"tunnel": tunnel.id})
-
-    async def _grant_port(self, tunnel: Tunnel, index: int, port: int) -> bool:
-        """Make ``port`` the tunnel's listener number ``index``; False where it cannot be had."""
-        ports = tunnel.ports
-        if port in ports:
-            ports[ports.index(port)], ports[index] = ports[index], port
-            await self._rebind(tunnel, ports)
-            return True
-        if not self._pool.claim(port) and not await self._take_over(port):
-            return False
-        former, ports[index] = ports[index], port
-        try:
-            await self._rebind(tunnel, ports)
-        except PortsBusy:
-            self._pool.give_back([port])
-            return False
-        self._pool.give_back([former])
-        return True
-
-    async def _take_over(self, port: int) -> bool:
-        """Take a port that another outbound request holds but has not settled on, and give that one another."""
-        for other in self._tunnels.values():
-            if other.role is Role.CONS and other.state is State.PENDING and port in other.ports:
-                break
-        else:
-            return False
-        if other.busy.locked() or other.held is None or not self._pool.free:
-            return False
-
-        async def swap(ports: list[int]) -> None:
-            await self._rebind(other, [ports[0] if each == port else each for each in other.ports])
-
-        await self._with_ports(1, swap)
-        return True
-
-    @staticmethod
-    async def _rebind(tunnel: Tunnel, ports: list[int]) -> None:
-        binds = tuple(
-            replace(bind, endpoint=replace(bind.endpoint, port=port))
-            for bind, port in zip(tunnel.binds, ports, strict=True)
-        )
-        if binds != tunnel.binds:
-            await tunnel.holding.rebind(binds)
-            tunnel.binds = binds
 
     # Update
 
@@ -362,7 +277,7 @@ class Manager:
         except Exception as problem:
             if first and tunnel.state is State.READY:
                 self._failed(tunnel, str(problem))
-                await self._let_go(tunnel)
+                await self._ports.let_go(tunnel)
             raise
         if first and tunnel.options.lifetime:
             self._limit(tunnel, tunnel.options.lifetime, "its lifetime is over")

@@ -15,19 +15,20 @@ import pwd
 import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from scistreamd import sockets
 from scistreamd.child import Child
 from scistreamd.errors import Code, ScistreamError
-from scistreamd.interfaces import Bind, DataServer, Places, Program, SocketSays
+from scistreamd.interfaces import Bind, DataServer, Places, Program
+from scistreamd.places import make_places, write_file
+from scistreamd.readiness import Words
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # The range that systemd gives to DynamicUser= units (UIDS-GIDS.md): free of accounts everywhere.
 _FIRST_UID, _LAST_UID = 61184, 65519
 _END_GRACE = 1.0
 _POLL = 0.01
-_ANSWER_SECONDS = 1.0
 _RESTART_SECONDS = 0.2
 _RESTARTS_IN_A_ROW = 5
 _STEADY_SECONDS = 30.0
@@ -66,7 +67,7 @@ class ProcessLauncher:
             uid = undo.enter_context(self._user())
             root = self._runtime / tunnel_id
             undo.callback(shutil.rmtree, root, ignore_errors=True)
-            places = _make_places(root, uid)
+            places = make_places(root, uid)
             return ProcessHeld(self, tunnel_id, places=places, held=held, uid=uid, failed=failed, undo=undo.pop_all())
 
     @contextlib.contextmanager
@@ -101,30 +102,6 @@ def _name(held: socket.socket) -> _Name:
 def _wanted(bind: Bind) -> list[_Name]:
     kinds = [socket.SOCK_STREAM, socket.SOCK_DGRAM] if bind.udp else [socket.SOCK_STREAM]
     return [(kind, str(bind.endpoint.address), bind.endpoint.port) for kind in kinds]
-
-
-def _make_places(root: Path, uid: int | None) -> Places:
-    places = Places(*(PurePosixPath(root / name) for name in ("config", "secrets", "scratch")))
-    root.mkdir(mode=0o711)
-    for path, mode in ((places.config, 0o755), (places.secrets, 0o700), (places.scratch, 0o700)):
-        Path(path).mkdir(mode=mode)
-        Path(path).chmod(mode)
-        if uid is not None and path != places.config:
-            os.chown(path, uid, uid)
-    return places
-
-
-def _write(path: Path, content: bytes, mode: int, uid: int | None) -> None:
-    """Write a file whole: it has its mode and owner before its name."""
-    draft = path.with_name(f".{path.name}.new")
-    draft.unlink(missing_ok=True)
-    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
-    with os.fdopen(fd, "wb") as file:
-        os.fchmod(fd, mode)
-        if uid is not None:
-            os.fchown(fd, uid, uid)
-        file.write(content)
-    draft.rename(path)
 
 
 class ProcessHeld:
@@ -180,14 +157,14 @@ class ProcessHeld:
             return
         self._write_config(program)
         for name, content in secrets.items():
-            _write(Path(self._places.secrets) / name, content, 0o600, self._uid)
+            write_file(Path(self._places.secrets) / name, content, 0o600, self._uid)
         child = await self._start(program)
         self._program = program
         self._supervisor = asyncio.create_task(self._supervise(child), name=f"supervise {self._id}")
 
     def _write_config(self, program: Program) -> None:
         for name, text in program.config.items():
-            _write(Path(self._places.config) / name, text.encode(), 0o644, None)
+            write_file(Path(self._places.config) / name, text.encode(), 0o644, None)
 
     async def _start(self, program: Program) -> Child:
         """Run it and wait for its word; nothing of it is left when this fails."""
@@ -208,10 +185,11 @@ class ProcessHeld:
                 uid=self._uid,
                 cwd=str(self._places.scratch),
                 environment=environment,
-                say=lambda line: _log.info("%s", line, extra={"tunnel": self._id}),
+                say=lambda line: self._say(program, line),
             )
             try:
-                await self._ready(child, program, 0)
+                with Words(child, program) as words:
+                    await self._ready(child, words)
             except BaseException:
                 await child.end(_END_GRACE)
                 raise
@@ -225,14 +203,20 @@ class ProcessHeld:
             else:
                 leftover.unlink()
 
-    async def _ready(self, child: Child, program: Program, seen: int) -> None:
-        """Return when the data server says that it accepts; ``seen``: lines of its output before."""
+    def _say(self, program: Program, line: str) -> None:
+        level = logging.DEBUG if any(text in line for text in program.routine) else logging.INFO
+        _log.log(level, "%s", line, extra={"tunnel": self._id})
+
+    async def _ready(self, child: Child, words: Words) -> None:
+        """Return when the data server says that it accepts, by the configuration that ``words`` is about."""
         deadline = asyncio.get_running_loop().time() + self._launcher.start_seconds
-        while not await _says(child, program, seen):
+        while not await words.say_ready():
             if self._closing:
                 raise self._released()
             if not child.running:
                 raise self._refused(child, "ended at start")
+            if words.say_rejected:
+                raise self._refused(child, "did not take its new configuration")
             if asyncio.get_running_loop().time() > deadline:
                 raise self._refused(child, f"was not ready within {self._launcher.start_seconds:g} s")
             await asyncio.sleep(_POLL)
@@ -240,15 +224,15 @@ class ProcessHeld:
     async def _retarget(self, program: Program) -> None:
         assert self._child and self._program  # noqa: S101  serve() saw them
         child, before = self._child, self._program
-        self._write_config(program)
-        seen = child.line_count
-        child.signal(program.reload_signal)
-        try:
-            await self._ready(child, program, seen)
-        except BaseException:
-            # What runs on is the configuration before: a restart must find that one.
-            self._write_config(before)
-            raise
+        with Words(child, program, before) as words:
+            self._write_config(program)
+            child.signal(program.reload_signal)
+            try:
+                await self._ready(child, words)
+            except BaseException:
+                # What runs on is the configuration before: a restart must find that one.
+                self._write_config(before)
+                raise
         self._program = program
 
     async def _supervise(self, child: Child) -> None:
@@ -324,27 +308,3 @@ def _ended(status: int) -> str:
 def _why(child: Child, what: str) -> str:
     """``what`` happened, with the last words of the data server."""
     return f"{what}: {' | '.join(list(child.lines)[-3:]) or 'it said nothing'}"
-
-
-async def _says(child: Child, program: Program, seen: int) -> bool:
-    if isinstance(program.ready, SocketSays):
-        return await _socket_says(program.ready)
-    fresh = child.line_count - seen
-    return any(program.ready.text in line for line in list(child.lines)[-fresh:]) if fresh else False
-
-
-async def _socket_says(ready: SocketSays) -> bool:
-    with contextlib.suppress(OSError, asyncio.TimeoutError):  # not there yet: asked again
-        return ready.expect in await asyncio.wait_for(_ask(ready), _ANSWER_SECONDS)
-    return False
-
-
-async def _ask(ready: SocketSays) -> bytes:
-    reader, writer = await asyncio.open_unix_connection(str(ready.path))
-    try:
-        writer.write(ready.request)
-        return await reader.read()
-    finally:
-        writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()

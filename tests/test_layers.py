@@ -13,8 +13,10 @@ CORE = {
     "", "model", "errors", "config", "policy", "ports", "lifecycle", "interfaces",
     "dataserver", "dataserver.common", "dataserver.haproxy", "dataserver.nginx", "dataserver.stunnel",
 }  # fmt: skip
-ADAPTERS = {"child", "process", "sockets", "network", "keys", "runtime", "logs", "spawn"}
-SERVICE = {"gate", "manager", "tunnel"}
+ADAPTERS = {
+    "child", "process", "places", "readiness", "sockets", "network", "keys", "runtime", "logs", "spawn",
+}  # fmt: skip
+SERVICE = {"gate", "manager", "reservations", "tunnel"}
 CONTROL = "control"
 # s2cs starts the daemon in the foreground: the one command line tool that may.
 DAEMON_SIDE = ADAPTERS | SERVICE | {"daemon", CONTROL}

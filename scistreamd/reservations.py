@@ -1,0 +1,126 @@
+"""Which tunnel holds which ports: reserved all or nothing, settled for outbound tunnels at hello."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
+
+from scistreamd.errors import ScistreamError
+from scistreamd.interfaces import Bind, Launcher, PortsBusy
+from scistreamd.model import Endpoint, IPAddress, PortRange, Role, State
+from scistreamd.ports import Pool
+from scistreamd.tunnel import Tunnel
+
+_log = logging.getLogger("scistreamd.reservations")
+
+
+class Reservations:
+    """The ports of one gateway, in its tunnels' hands."""
+
+    def __init__(self, ports: PortRange) -> None:
+        self._pool = Pool(ports)
+
+    @property
+    def free(self) -> int:
+        """How many ports of the range no tunnel has."""
+        return self._pool.free
+
+    async def hold(self, tunnel: Tunnel, launcher: Launcher, address: IPAddress, failed: Callable[[str], None]) -> None:
+        """Hold listeners for the tunnel on ``address``; another program's port is passed over.
+
+        Raises RESOURCE_EXHAUSTED and holds nothing where there are not enough.
+        """
+        udp = tunnel.security in tunnel.type.server.udp_securities
+
+        async def hold(ports: list[int]) -> None:
+            binds = tuple(Bind(Endpoint(address, port), udp) for port in ports)
+            tunnel.held = await launcher.hold(tunnel.id, binds, failed)
+            tunnel.binds = binds
+
+        await self._with_ports(tunnel.count, hold)
+
+    async def let_go(self, tunnel: Tunnel) -> None:
+        """End the tunnel's data server and free its ports; a second time it does nothing."""
+        held, tunnel.held = tunnel.held, None
+        if held is not None:
+            await held.close(tunnel.drain)
+            self._pool.give_back(tunnel.ports)
+
+    async def settle(self, tunnel: Tunnel, wished: Sequence[int], others: Iterable[Tunnel]) -> list[int]:
+        """Give an outbound tunnel the ports that it wishes for, in their order, where they are to be had.
+
+        Returns the wishes that were not granted. ``others`` are all tunnels:
+        what one of them holds and has not settled on yet changes hands.
+        """
+        granted: set[int] = set()
+        refused = []
+        for index, port in enumerate(wished):
+            if port not in granted and await self._grant(tunnel, index, port, others):
+                granted.add(port)
+            else:
+                refused.append(port)
+        return refused
+
+    async def _grant(self, tunnel: Tunnel, index: int, port: int, others: Iterable[Tunnel]) -> bool:
+        """Make ``port`` the tunnel's listener number ``index``; False where it cannot be had."""
+        ports = tunnel.ports
+        if port in ports:
+            ports[ports.index(port)], ports[index] = ports[index], port
+            await _rebind(tunnel, ports)
+            return True
+        if not self._pool.claim(port) and not await self._take_over(port, others):
+            return False
+        former, ports[index] = ports[index], port
+        try:
+            await _rebind(tunnel, ports)
+        except PortsBusy:
+            self._pool.give_back([port])
+            return False
+        self._pool.give_back([former])
+        return True
+
+    async def _take_over(self, port: int, others: Iterable[Tunnel]) -> bool:
+        """Take a port from an outbound request that has not settled on it, and give that one another."""
+        unsettled = (each for each in others if each.role is Role.CONS and each.state is State.PENDING)
+        holder = next((each for each in unsettled if port in each.ports and not each.busy.locked()), None)
+        if holder is None or holder.held is None:
+            return False
+        ports = holder.ports
+
+        async def swap(replacement: list[int]) -> None:
+            await _rebind(holder, [replacement[0] if each == port else each for each in ports])
+
+        try:
+            await self._with_ports(1, swap)
+        except ScistreamError:
+            return False  # no other port is free: the holder keeps this one
+        return True
+
+    async def _with_ports(self, count: int, use: Callable[[list[int]], Awaitable[None]]) -> None:
+        """Take ``count`` ports and use them; where other programs have some, pass those over."""
+        busy: set[int] = set()
+        while True:
+            ports = self._pool.take(count, busy)
+            try:
+                await use(ports)
+            except PortsBusy as others:
+                busy.update(others.ports)
+                self._pool.put_back(port for port in ports if port not in busy)
+                self._pool.give_back(others.ports)
+                _log.info("port passed over: %s", others.reason)
+            except BaseException:
+                self._pool.put_back(ports)
+                raise
+            else:
+                return
+
+
+async def _rebind(tunnel: Tunnel, ports: list[int]) -> None:
+    binds = tuple(
+        replace(bind, endpoint=replace(bind.endpoint, port=port))
+        for bind, port in zip(tunnel.binds, ports, strict=True)
+    )
+    if binds != tunnel.binds:
+        await tunnel.holding.rebind(binds)
+        tunnel.binds = binds
