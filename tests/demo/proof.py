@@ -1,0 +1,63 @@
+"""Proofs that something is there, or is gone: ports, processes, keys."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.demo.addresses import parse
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process, with its start time so that its number cannot be another's (proc(5), stat)."""
+
+    pid: int
+    started: str
+    program: str
+
+    def runs(self) -> bool:
+        """Whether it is still there; a zombie is not."""
+        return read(self.pid) == self
+
+    def __str__(self) -> str:
+        return f"{self.program} {self.pid}"
+
+
+def read(pid: int) -> Process | None:
+    """The process with this number, or None where there is none but a zombie."""
+    try:
+        head, _, tail = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = tail.split()
+    return None if fields[0] == "Z" else Process(pid, fields[19], head.partition("(")[2])
+
+
+def descendants(pid: int) -> list[Process]:
+    """Every process below ``pid``: the data servers of a gateway and their workers."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    found = []
+    for child in map(int, children):
+        process = read(child)
+        found += [process, *descendants(child)] if process else []
+    return found
+
+
+def why_not_free(listener: str) -> str:
+    """Why nobody else could listen there now, or an empty string.
+
+    SO_REUSEADDR, which `create_server` sets, passes over connections in
+    TIME_WAIT and over nothing else (socket(7)).
+    """
+    try:
+        socket.create_server(parse(listener)).close()
+    except OSError as problem:
+        return str(problem)
+    return ""
+
+
+def key_files(directory: Path) -> list[Path]:
+    """Files that hold a private key or a pre-shared one, below a gateway's runtime directory."""
+    return sorted(path for path in directory.rglob("secrets/*") if path.is_file())
