@@ -138,7 +138,7 @@ def parse_address(text: str, name: str = "address") -> IPAddress:
             raise ValueError
         return ipaddress.ip_address(bare)
     except ValueError:
-        raise invalid(name, f"{shown(text)} is not an IP address") from None
+        raise invalid(name, f"{shown(text)} is not an IP address", "for example 192.0.2.1 or 2001:db8::1") from None
 
 
 def join_host_port(host: str, port: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from scistreamd import __version__
@@ -35,7 +35,7 @@ def _parser() -> Parser:
     add(
         "--listener-ip",
         metavar="ADDRESS",
-        type=checked(parse_address),
+        type=_address("--listener-ip"),
         default=None,
         help="where the control port and the tunnels listen (default: every address; outbound tunnels, "
         "which are not encrypted towards the application, then listen where their request came in)",
@@ -43,7 +43,7 @@ def _parser() -> Parser:
     add(
         "--advertise",
         metavar="ADDRESS",
-        type=checked(parse_address),
+        type=_address("--advertise"),
         default=None,
         help="the address that answers name where tunnels listen on every address",
     )
@@ -89,6 +89,10 @@ def _parser() -> Parser:
     parser.add_boolean("--verbose", "-v", help="log more")
     parser.add_boolean("--version", help="print the version and exit")
     return parser
+
+
+def _address(option: str) -> Callable[[str], IPAddress]:
+    return checked(lambda text: parse_address(text, option))
 
 
 def _types() -> str:
@@ -165,12 +169,12 @@ def _refuse_unsafe(options: argparse.Namespace, settings: Settings) -> None:
 
 
 def _announce(listener: Endpoint, options: argparse.Namespace) -> None:
-    secure = "Secure" if options.ssl else "INSECURE (plaintext)"
-    print(f"{secure} gRPC Server started on {listener}", flush=True)
     if not options.ssl:
         output.note("s2cs", "WARNING: the control port is not encrypted; whoever reads it can join every tunnel")
     if not listener.address.is_loopback:
         output.note("s2cs", "no authentication is configured: whoever reaches the control port may use this gateway")
+    secure = "Secure" if options.ssl else "INSECURE (plaintext)"
+    print(f"{secure} gRPC Server started on {listener}", flush=True)
 
 
 if __name__ == "__main__":
