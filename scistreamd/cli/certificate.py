@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import shlex
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -128,8 +129,9 @@ def _report(certificate: Path, key: Path, made: x509.Certificate) -> None:
     print(f"{key}: private key, readable by its owner alone")
     print(f"{certificate}: certificate for {_text(_names(made))}")
     print(f"SHA-256 fingerprint: {fingerprint(made)}")
-    print(f"next: s2cs --server-crt {certificate} --server-key {key}")
-    print(f"then give {certificate}, never the key, to users: s2uc --server-cert {certificate} ...")
+    files_of = {"crt": shlex.quote(str(certificate)), "key": shlex.quote(str(key))}
+    print("next: s2cs --server-crt {crt} --server-key {key}".format_map(files_of))
+    print("then give {crt}, never the key, to users: s2uc COMMAND --server-cert {crt}".format_map(files_of))
 
 
 def _read(path: Path) -> list[x509.Certificate]:

@@ -19,6 +19,12 @@ EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 
 
+_STATUS = """
+exit status: 0 done, 2 wrong usage, 130 interrupted; else what failed: 3 invalid
+argument, 4 too late, 5 not found, 6 exists already, 7 not allowed, 8 exhausted,
+9 not in this state, 12 not supported, 13 internal, 14 not reachable, 16 no token."""
+
+
 class Command(NamedTuple):
     """One sub-command; ``name`` may be several words, as in ``cert create``."""
 
@@ -102,5 +108,9 @@ def _help(tool: Tool) -> str:
     width = max(len(command.name) for command in tool.commands)
     lines = [f"  {command.name:<{width}}  {command.summary}" for command in tool.commands]
     head = [f"usage: {tool.name} COMMAND [OPTION]...", "", tool.about, "", "commands:"]
-    tail = ["", f"{tool.name} COMMAND --help shows the options of a command. `_` and `-` are the same in names."]
+    tail = [
+        "",
+        f"{tool.name} COMMAND --help shows the options of a command. `_` and `-` are the same in names.",
+        _STATUS,
+    ]
     return "\n".join([*head, *lines, *tail])

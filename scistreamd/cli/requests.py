@@ -219,6 +219,10 @@ def _control(text: str) -> Target:
     return checked(lambda word: Target.parse(word, "s2cs"))(text if has_port else f"{text}:{_DEFAULT_PORT}")
 
 
+def _is_loopback(target: Target) -> bool:
+    return target.address.is_loopback if target.address else target.host == "localhost"
+
+
 def _say(line: str) -> None:
     print(line, flush=True)
 
@@ -227,6 +231,8 @@ def _run(options: Namespace, work: Callable[[Gateway], Coroutine[Any, Any, None]
     """Connect and do the work, within the time, ending cleanly on SIGINT and SIGTERM."""
     address = _control(options.s2cs)
     trust = None if options.no_tls else Trust.of_option(options.server_cert)
+    if trust is None and not _is_loopback(address):
+        _note("without TLS everybody on the way reads the UID, which is the tunnel's key")
 
     async def connected() -> None:
         async with Gateway(address, trust, _note) as gateway:

@@ -110,6 +110,39 @@ async def test_another_kind_of_server(home: Path, handler: Handler, option: str)
     _says(result, f"127.0.0.1:{port}", "--no-tls")
 
 
+async def _silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read()
+
+
+@pytest.mark.parametrize("option", ["--no-tls=True", "--no-tls=False"])
+async def test_a_silent_server_ends_our_patience(home: Path, option: str) -> None:
+    async with listening(_silent) as port:
+        result = await _release(home, port, option, "--timeout=1")
+    assert (result.status, result.out) == (4, "")
+    assert result.err == "s2uc: release took more than 1 s\nhint: --timeout allows more\n"
+
+
+@pytest.mark.parametrize("option", ["--no-tls=True", "--no-tls=False"])
+async def test_ctrl_c_while_a_server_is_silent(home: Path, option: str) -> None:
+    spoken = asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        spoken.set()
+        await reader.read()
+
+    async with listening(silent) as port:
+        words = ("release", UID, f"--s2cs=127.0.0.1:{port}", option)
+        result = await arun(*words, cwd=home, interrupt=spoken.wait)
+    assert (result.status, result.out, result.err) == (130, "", "")
+
+
+async def test_plaintext_to_another_host_is_told(home: Path) -> None:
+    result = await arun("release", UID, "--s2cs=nowhere.invalid", "--no-tls", cwd=home)
+    assert result.status == 14
+    assert "without TLS everybody on the way reads the UID" in result.err
+
+
 async def test_tls_without_http2(home: Path) -> None:
     _certificate("--ip=127.0.0.1")
     async with listening(_hang_up, _server("server", "http/1.1")) as port:
