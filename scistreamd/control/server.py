@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 import ssl
 from collections.abc import Iterable
@@ -46,6 +47,8 @@ class ControlServer:
         ``context`` is None for plaintext HTTP/2.
         """
         self._context = context
+        # At DEBUG hpack writes out every header, and with them the tokens of callers.
+        logging.getLogger("hpack").setLevel(logging.INFO)
         methods = _methods(ControlService(self._tunnels, self._gate, self._limits.send_seconds))
         for listener in sockets:
             door = Door(

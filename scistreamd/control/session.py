@@ -31,6 +31,8 @@ _H2_CONFIG = H2Configuration(client_side=False, header_encoding="latin-1")
 _SLICE = 16384
 # What one complete request message adds to the credit of frames: its own and those that go with it.
 _FRAMES_PER_MESSAGE = 10
+# h2 keeps a frame of 16 MiB until it is whole before it finds it too long, and 64 continuations of a header block.
+_MAX_UNFRAMED = 65536
 
 
 class _Events(EventsProcessor):
@@ -68,6 +70,7 @@ class Session(H2Protocol):
         self._served = False
         self._pinged_at: float | None = None
         self._credit = float(limits.frames)
+        self._unframed = 0
         self._timer: asyncio.TimerHandle | None = None
         self._aborter: asyncio.TimerHandle | None = None
         self.closed = asyncio.Event()
@@ -142,6 +145,10 @@ class Session(H2Protocol):
             self._linger()
             return
         self.connection.flush()
+        self._unframed = 0 if events else self._unframed + len(data)
+        if self._unframed > _MAX_UNFRAMED:
+            self.hang_up("a frame without end", ErrorCodes.FRAME_SIZE_ERROR)
+            return
         self._charge(sum(not isinstance(event, PingAckReceived) for event in events))
 
     def _charge(self, frames: int) -> None:
