@@ -77,6 +77,7 @@ class Session:
             answer = await self._reserve()
             self._owned = True
             listeners = tuple(answer.listeners)
+            self._check_count(listeners)
             self._check_ports(listeners)
             targets = self._wish.targets or tuple(answer.prod_listeners)
             if not targets:
@@ -141,6 +142,13 @@ class Session:
                     raise
                 await asyncio.sleep(_RETRY_SECONDS)
         self._say("Hello message sent successfully")
+
+    def _check_count(self, listeners: Sequence[str]) -> None:
+        """A 1.2 server that runs out of ports gives fewer than asked, or none, and calls it success."""
+        if not listeners:
+            raise ScistreamError(Code.RESOURCE_EXHAUSTED, "the gateway gave no listener", "release a tunnel there")
+        if len(listeners) < self._wish.num_conn:
+            self._note(f"{self._wish.num_conn} listeners were asked for, the gateway gave {len(listeners)}")
 
     def _check_ports(self, listeners: Sequence[str]) -> None:
         """Tell of local ports that were wished for and not got; with exact_ports that is a failure."""

@@ -118,8 +118,13 @@ def run(*words: str, cwd: Path, stdin: str = "") -> Result:
     return Result(done.returncode, done.stdout, done.stderr)
 
 
-async def arun(*words: str, cwd: Path, interrupt: Callable[[], Awaitable[object]] | None = None) -> Result:
-    """Run s2uc beside a server in this loop; ``interrupt`` returns when SIGINT is due."""
+async def arun(
+    *words: str,
+    cwd: Path,
+    interrupt: Callable[[], Awaitable[object]] | None = None,
+    number: int = signal.SIGINT,
+) -> Result:
+    """Run s2uc beside a server in this loop; ``interrupt`` returns when the signal is due."""
     process = await asyncio.create_subprocess_exec(
         *command(*words), cwd=cwd, env=environment(), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
@@ -127,7 +132,7 @@ async def arun(*words: str, cwd: Path, interrupt: Callable[[], Awaitable[object]
         reading = asyncio.ensure_future(process.communicate())
         if interrupt is not None:
             await interrupt()
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
         out, err = await asyncio.wait_for(reading, SECONDS)
     finally:
         if process.returncode is None:

@@ -86,6 +86,18 @@ def test_a_missed_port_is_told_and_with_exact_port_released(home: Path) -> None:
     assert not [call for call in server.calls[-3:] if call.name == "update"]
 
 
+def test_too_few_listeners_are_told_and_none_is_a_failure(home: Path) -> None:
+    with legacy(Legacy(["192.168.30.10:5100"]), *_files(home)) as server:
+        few = run("inbound-request", f"--s2cs=127.0.0.1:{server.port}", "--receiver-ports=1,2", cwd=home)
+        server.listeners = []
+        none = run("inbound-request", f"--s2cs=127.0.0.1:{server.port}", cwd=home)
+    assert few.status == 0
+    assert few.err == "s2uc: note: 2 listeners were asked for, the gateway gave 1\n"
+    assert none.status == 8
+    assert "Listeners" not in none.out
+    assert server.calls[-1].name == "release"
+
+
 def test_a_request_of_a_taken_uid_fails_and_spares_the_tunnel(home: Path) -> None:
     with legacy(Legacy(["192.168.30.10:5100"]), *_files(home)) as server:
         words = ["outbound-request", UID, "192.168.10.11:5100", f"--s2cs=127.0.0.1:{server.port}"]

@@ -7,11 +7,13 @@ import contextlib
 import hashlib
 import json
 import os
+import signal
 import stat
 import sys
 import uuid
 from pathlib import Path
 
+import pytest
 from grpclib.const import Status
 
 from tests.service.s2uc_support import Paper, arun, command, environment, served
@@ -26,7 +28,7 @@ def _to(paper: Paper) -> tuple[str, str]:
 
 
 async def test_inbound_sends_its_options_with_req_alone(tmp_path: Path) -> None:
-    async with served(Paper()) as paper:
+    async with served(Paper([f"127.0.0.1:{port}" for port in (5100, 5101, 5102)])) as paper:
         words = (
             "inbound-request --remote-ip ::1 --receiver_ports=5001,5002-5003 --rate 2000 --security TLS --type nginx"
         )
@@ -144,17 +146,18 @@ async def test_a_refused_hello_cancels_the_req(tmp_path: Path) -> None:
 async def test_a_failed_update_releases_the_tunnel(tmp_path: Path) -> None:
     reason = f"haproxy did not start for {UID}"
     async with served(Paper(refuse={"update": (Status.FAILED_PRECONDITION, reason)})) as paper:
-        result = await arun("inbound-request", *_to(paper), cwd=tmp_path)
+        result = await arun("inbound-request", "--receiver-ports=5001", *_to(paper), cwd=tmp_path)
     assert result.status == 9
     assert result.err == ("s2uc: note: the tunnel was released again\ns2uc: haproxy did not start for <uid>\n")
     assert "Listeners" not in result.out
     assert paper.names[-1] == "release"
 
 
-async def test_ctrl_c_gives_everything_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_signal_gives_everything_back(tmp_path: Path, number: int) -> None:
     async with served(Paper()) as paper:
-        result = await arun("prod-req", *_to(paper), cwd=tmp_path, interrupt=paper.waiting.wait)
-    assert result.status == 130
+        result = await arun("prod-req", *_to(paper), cwd=tmp_path, interrupt=paper.waiting.wait, number=number)
+    assert result.status == 128 + number
     assert result.lines[-1] == "waiting for hello message"
     assert paper.cancelled == ["req"]
     assert paper.names == ["req", "release"]
