@@ -5,8 +5,11 @@ Standard output is for results alone.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
+
+from scistreamd.errors import Code, ScistreamError
 
 _UID = re.compile(r"\b(?:[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\b", re.ASCII | re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
@@ -15,6 +18,27 @@ _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
 def harmless(text: str) -> str:
     """Text of another's making, fit for a terminal and a log: no UID, no control character."""
     return _CONTROL.sub("?", _UID.sub("<uid>", text.replace("\n", " ")))
+
+
+def result(line: str) -> None:
+    """Print a line of the result at once; FAILED_PRECONDITION where it cannot be written (a full disk).
+
+    A BrokenPipeError goes through: nobody is there to be told.
+    """
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        abandon_stdout()
+        raise ScistreamError(Code.FAILED_PRECONDITION, f"cannot write the result: {error.strerror}") from None
+
+
+def abandon_stdout() -> None:
+    """Drop what could not be written; else the interpreter tries, and fails, again at exit (Python on SIGPIPE)."""
+    descriptor = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(descriptor, sys.stdout.fileno())
+    os.close(descriptor)
 
 
 def failure(program: str, message: str, hint: str = "") -> None:

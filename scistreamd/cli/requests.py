@@ -32,6 +32,7 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}", re.ASCII)
 
 T = TypeVar("T")
 _note = partial(output.note, "s2uc")
+_say = output.result
 
 
 def inbound(options: Namespace) -> int:
@@ -105,13 +106,16 @@ def _request(options: Namespace, wish: Wish, *, hidden: bool) -> int:
         with uids.kept_in(options.uid_file, wish.uid, at_once=wish.hello is None) as keep:
             say("uid; s2cs; access_token; role")
             say(f"{name} {options.s2cs} {NO_TOKEN} {wish.role.value}")
-            opened = await Session(gateway, wish, say, _note).open()
-            keep()
-            for sentence in session.dialable(opened.listeners, gateway.address.host):
-                _note(sentence)
-            say(f"Listeners: {list(opened.listeners)!r}")
-            if as_json:
-                _say(_as_json(options, wish, opened, None if hidden else name))
+
+            def hand_over(opened: Opened) -> None:
+                keep()
+                for sentence in session.dialable(opened.listeners, gateway.address.host):
+                    _note(sentence)
+                say(f"Listeners: {list(opened.listeners)!r}")
+                if as_json:
+                    _say(_as_json(options, wish, opened, None if hidden else name))
+
+            await Session(gateway, wish, say, _note).open(hand_over)
 
     return _run(options, work, _SECONDS if wish.hello else _HELLO_SECONDS, "the request")
 
@@ -221,10 +225,6 @@ def _control(text: str) -> Target:
 
 def _is_loopback(target: Target) -> bool:
     return target.address.is_loopback if target.address else target.host == "localhost"
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
 
 
 def _run(options: Namespace, work: Callable[[Gateway], Coroutine[Any, Any, None]], limit: int, what: str) -> int:

@@ -71,8 +71,8 @@ class Session:
         self._owned = wish.fresh
         self._refused = False
 
-    async def open(self) -> Opened:
-        """Reserve, greet, check and update; a failure or cancellation gives everything back."""
+    async def open(self, hand_over: Callable[[Opened], None]) -> None:
+        """Reserve, greet, check, update, hand over; a failure or cancellation in any of it gives everything back."""
         try:
             answer = await self._reserve()
             self._owned = True
@@ -85,10 +85,10 @@ class Session:
                     Code.INVALID_ARGUMENT, "the hello brought no targets", "s2uc hello takes --receiver-ports"
                 )
             await self._gateway.update(self._uid, self._wish.role.value, targets)
+            hand_over(Opened(listeners, targets))
         except BaseException as error:
             await self._give_back(error)
             raise
-        return Opened(listeners, targets)
 
     async def _reserve(self) -> pb.Response:
         """Send req, and hello beside it; returns req's answer."""

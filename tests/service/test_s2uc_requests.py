@@ -222,3 +222,19 @@ async def test_help_loads_no_network_library(tmp_path: Path) -> None:
     )
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=asyncio.subprocess.DEVNULL)
     assert await process.wait() == 0
+
+
+async def test_a_result_that_cannot_be_told_is_given_back(tmp_path: Path) -> None:
+    async with served(Paper()) as paper:
+        with open("/dev/full", "wb") as full:
+            process = await asyncio.create_subprocess_exec(
+                *command("outbound-request", "--json", UID, TARGET, *_to(paper)),
+                cwd=tmp_path,
+                env=environment(),
+                stdout=full,
+                stderr=asyncio.subprocess.PIPE,
+            )
+        _, err = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 9
+    assert b"cannot write the result: No space left on device" in err
+    assert paper.names[-1] == "release"
