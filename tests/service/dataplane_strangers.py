@@ -1,0 +1,153 @@
+"""Who must be refused, and what a tap on the hop sees."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import Mapping
+from pathlib import Path
+
+from scistreamd.interfaces import LEAF_FILE
+from scistreamd.keys import TunnelKeys
+from scistreamd.model import Endpoint, Role, Security, Uid
+from tests.service.dataplane_kit import CHUNK, Field, Handler, connected
+
+
+def context(directory: Path, files: Mapping[str, bytes] | None, *, server: bool = False) -> ssl.SSLContext:
+    """A TLS context with this leaf; as a client it believes every server, so that a refusal is the server's."""
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+    made.check_hostname = False
+    made.verify_mode = ssl.CERT_NONE
+    if files is not None:
+        leaf = directory / LEAF_FILE
+        leaf.write_bytes(files[LEAF_FILE])
+        made.load_cert_chain(leaf)
+    return made
+
+
+def strangers(directory: Path, uid: Uid) -> dict[str, ssl.SSLContext]:
+    """Clients whom the inbound gateway of ``uid`` must refuse."""
+    ours = TunnelKeys().files(uid, Role.CONS, Security.TLS)
+    old = context(directory, ours)
+    old.maximum_version = ssl.TLSVersion.TLSv1_2
+    return {
+        "no certificate": context(directory, None),
+        "a certificate of another tunnel": context(
+            directory, TunnelKeys().files(Uid.random(), Role.CONS, Security.TLS)
+        ),
+        "a reflected certificate": context(directory, TunnelKeys().files(uid, Role.PROD, Security.TLS)),
+        "TLS 1.2": old,
+    }
+
+
+async def refusal(to: Endpoint, client: ssl.SSLContext) -> str:
+    """How a TLS client is refused; an empty string where it gets an answer.
+
+    In TLS 1.3 the client has finished before the server judges it: the alert
+    comes with the first read (RFC 8446 4.4.2.4), from nginx a mere end.
+    """
+    writer = None
+    try:
+        reader, writer = await asyncio.open_connection(str(to.address), to.port, ssl=client)
+        writer.write(b"let me in")
+        await writer.drain()
+        return "" if await reader.read(CHUNK) else "end of stream"
+    except (ssl.SSLError, ConnectionError) as refused:
+        return str(refused) or type(refused).__name__
+    finally:
+        if writer is not None:
+            writer.transport.abort()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+
+class FalseGateway:
+    """A TLS server in the place of the inbound gateway: what it gets to read it keeps."""
+
+    def __init__(self) -> None:
+        self.connections = 0
+        self.read = b""
+
+    async def start(self, scene: Field, tls: ssl.SSLContext) -> Endpoint:
+        return await scene.application(self._take_tls(tls))
+
+    def _take_tls(self, tls: ssl.SSLContext) -> Handler:
+        async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            self.connections += 1
+            incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+            server = tls.wrap_bio(incoming, outgoing, server_side=True)
+            while data := await reader.read(CHUNK):
+                incoming.write(data)
+                with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLError):
+                    server.do_handshake()
+                    self.read += server.read(CHUNK)
+                writer.write(outgoing.read())
+                await writer.drain()
+                if self.read:
+                    return
+
+        return take
+
+
+def false_gateways(directory: Path, uid: Uid) -> dict[str, ssl.SSLContext]:
+    """Servers whom the outbound gateway of ``uid`` must refuse."""
+    made = {
+        "another tunnel": context(
+            directory, TunnelKeys().files(Uid.random(), Role.PROD, Security.TLS), server=True
+        ),
+        "a reflected certificate": context(
+            directory, TunnelKeys().files(uid, Role.CONS, Security.TLS), server=True
+        ),
+        "TLS 1.2": context(directory, TunnelKeys().files(uid, Role.PROD, Security.TLS), server=True),
+    }
+    made["TLS 1.2"].maximum_version = ssl.TLSVersion.TLSv1_2
+    return made
+
+
+class Tap:
+    """A relay on the hop between the gateways that keeps all that passes."""
+
+    def __init__(self) -> None:
+        self.upward = b""
+        self.downward = b""
+
+    async def start(self, scene: Field, onward: Endpoint) -> Endpoint:
+        async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            async with connected(onward) as (inner_reader, inner_writer):
+                tasks = [
+                    asyncio.create_task(self._copy(reader, inner_writer, "upward")),
+                    asyncio.create_task(self._copy(inner_reader, writer, "downward")),
+                ]
+                await asyncio.gather(*tasks)
+
+        return await scene.application(relay)
+
+    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: str) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(CHUNK):
+                setattr(self, way, getattr(self, way) + data)
+                writer.write(data)
+                await writer.drain()
+            writer.write_eof()
+
+    def agreed(self) -> tuple[int, int]:
+        """Version and cipher suite as the ServerHello on the wire has them (RFC 8446 4.1.3, RFC 5246 7.4.1.3)."""
+        hello = self.downward
+        assert hello[0] == 22, "not a handshake record"
+        assert hello[5] == 2, "not a ServerHello"
+        at = 9 + 2 + 32
+        at += 1 + hello[at]
+        suite = int.from_bytes(hello[at : at + 2], "big")
+        version = int.from_bytes(hello[9:11], "big")
+        at += 3
+        end = at + 2 + int.from_bytes(hello[at : at + 2], "big")
+        at += 2
+        while at < end:
+            kind, length = int.from_bytes(hello[at : at + 2], "big"), int.from_bytes(hello[at + 2 : at + 4], "big")
+            if kind == 43:  # supported_versions
+                version = int.from_bytes(hello[at + 4 : at + 6], "big")
+            at += 4 + length
+        return version, suite
+
+

@@ -1,0 +1,301 @@
+"""Any data server type to any other, with real programs: data, refusals, secrecy, retarget, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import socket
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import cast
+
+import pytest
+import pytest_asyncio
+
+from scistreamd.errors import Code, ScistreamError
+from scistreamd.keys import TunnelKeys
+from scistreamd.model import Endpoint, Role, Security, Uid
+from scistreamd.process import ProcessLauncher
+from scistreamd.runtime import runtime_directory
+from tests.service.dataplane_kit import (
+    CHUNK,
+    TYPES,
+    Field,
+    Handler,
+    Pair,
+    answers,
+    connected,
+    drained,
+    echo,
+    endpoint,
+    field,
+    pairs,
+    poured,
+)
+from tests.service.dataplane_strangers import FalseGateway, Tap, context, false_gateways, refusal, strangers
+
+TLS_PAIRS = list(pairs(Security.TLS))
+ALL_PAIRS = list(pairs(*Security))
+MARKER = b"beamline 7-BM, frame 000001: not for the eyes of others"
+
+TLS_1_2, TLS_1_3 = 0x0303, 0x0304
+TLS_AES_128_GCM_SHA256 = 0x1301
+ECDHE_PSK_WITH_NULL_SHA = 0xC039  # RFC 5489
+
+
+@pytest.fixture
+def runtime() -> Iterator[Path]:
+    with runtime_directory() as made:
+        yield made
+
+
+@pytest_asyncio.fixture
+async def scene(runtime: Path) -> AsyncIterator[Field]:
+    async with field(ProcessLauncher(runtime)) as made:
+        yield made
+
+
+def letter(text: bytes) -> Handler:
+    """An application that says its letter and then echoes."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(text)
+        await echo(reader, writer)
+
+    return handle
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("pair", ALL_PAIRS, ids=str)
+async def test_data_goes_through_byte_exact(scene: Field, pair: Pair, address: str) -> None:
+    seen: list[tuple[tuple[int, str], tuple[int, str]]] = []
+
+    async def application(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        sent, received = await asyncio.gather(poured(writer, 4), drained(reader))
+        seen.append((sent, received))
+
+    (listener,) = await scene.tunnel(pair, await scene.application(application, address), address=address)
+
+    async def send(writer: asyncio.StreamWriter) -> tuple[int, str]:
+        sent = await poured(writer, 4)
+        writer.write_eof()
+        return sent
+
+    async with connected(listener) as (reader, writer):
+        sent, received = await asyncio.gather(send(writer), drained(reader))
+    assert seen == [(received, sent)]
+
+
+@pytest.mark.parametrize("pair", TLS_PAIRS, ids=str)
+async def test_strangers_are_refused_and_disturb_nobody(scene: Field, pair: Pair, tmp_path: Path) -> None:
+    reached: list[bytes] = []
+
+    async def application(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(CHUNK):
+            reached.append(data)
+            writer.write(data)
+
+    uid = Uid.random()
+    inbound = await scene.gateway(pair.inbound, Role.PROD, await scene.application(application), uid=uid)
+    outbound = await scene.gateway(pair.outbound, Role.CONS, *inbound.listeners, uid=uid)
+    another = await scene.gateway(pair.outbound, Role.CONS, *inbound.listeners, uid=Uid.random())
+    async with connected(outbound.listeners[0]) as (reader, writer):
+        writer.write(b"before")
+        assert await reader.readexactly(6) == b"before"
+        assert not await answers(another.listeners[0], b"another UID")
+        for who, client in strangers(tmp_path, uid).items():
+            assert await refusal(inbound.listeners[0], client), f"{who} was let in"
+        writer.write(b"after")
+        assert await reader.readexactly(5) == b"after"
+    assert await answers(outbound.listeners[0], b"new")
+    assert reached == [b"before", b"after", b"new"]
+
+
+@pytest.mark.parametrize("kind", TYPES)
+async def test_a_false_inbound_gateway_gets_nothing_to_read(scene: Field, kind: str, tmp_path: Path) -> None:
+    uid = Uid.random()
+    for who, tls in false_gateways(tmp_path, uid).items():
+        false = FalseGateway()
+        outbound = await scene.gateway(kind, Role.CONS, await false.start(scene, tls), uid=uid)
+        assert not await answers(outbound.listeners[0], MARKER), who
+        assert false.connections == 1, who
+        assert false.read == b"", f"{who} was believed"
+    true = FalseGateway()
+    files = TunnelKeys().files(uid, Role.PROD, Security.TLS)
+    outbound = await scene.gateway(
+        kind, Role.CONS, await true.start(scene, context(tmp_path, files, server=True)), uid=uid
+    )
+    assert not await answers(outbound.listeners[0], MARKER)
+    assert true.read == MARKER, "this test would not see who is believed"
+
+
+@pytest.mark.parametrize("pair", ALL_PAIRS, ids=str)
+async def test_what_a_tap_on_the_hop_sees(scene: Field, pair: Pair) -> None:
+    uid, tap = Uid.random(), Tap()
+    inbound = await scene.gateway(
+        pair.inbound, Role.PROD, await scene.application(echo), uid=uid, security=pair.security
+    )
+    hop = await tap.start(scene, inbound.listeners[0])
+    outbound = await scene.gateway(pair.outbound, Role.CONS, hop, uid=uid, security=pair.security)
+    assert await answers(outbound.listeners[0], MARKER)
+    hidden = pair.security is Security.TLS
+    assert (MARKER in tap.upward, MARKER in tap.downward) == (not hidden, not hidden)
+    if pair.security is Security.TLS:
+        assert tap.agreed() == (TLS_1_3, TLS_AES_128_GCM_SHA256)
+    elif pair.security is Security.PSK_NULL:
+        assert tap.agreed() == (TLS_1_2, ECDHE_PSK_WITH_NULL_SHA)
+    assert not any(secret in tap.upward + tap.downward for secret in (uid.bytes, uid.reveal().encode()))
+
+
+async def test_psk_null_refuses_another_key(scene: Field) -> None:
+    uid = Uid.random()
+    inbound = await scene.gateway(
+        "Stunnel", Role.PROD, await scene.application(echo), uid=uid, security=Security.PSK_NULL
+    )
+    for each, passes in ((Uid.random(), False), (uid, True)):
+        outbound = await scene.gateway(
+            "Stunnel", Role.CONS, *inbound.listeners, uid=each, security=Security.PSK_NULL
+        )
+        assert await answers(outbound.listeners[0]) == passes
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("role", Role)
+async def test_an_address_that_refuses_is_followed_by_the_next(scene: Field, kind: str, role: Role) -> None:
+    uid, application = Uid.random(), await scene.application(echo)
+    dead = endpoint("::1", application.port)
+    if role is Role.PROD:
+        inbound = await scene.gateway(kind, role, (dead, application), uid=uid)
+        outbound = await scene.gateway("Nginx", Role.CONS, *inbound.listeners, uid=uid)
+    else:
+        inbound = await scene.gateway("Nginx", Role.PROD, application, uid=uid)
+        live = inbound.listeners[0]
+        outbound = await scene.gateway(kind, role, (endpoint("::1", live.port), live), uid=uid)
+    assert [await answers(outbound.listeners[0]) for _ in range(5)] == [True] * 5
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("role", Role)
+async def test_retarget_takes_new_connections_elsewhere_and_breaks_none(scene: Field, kind: str, role: Role) -> None:
+    uid = Uid.random()
+    applications = [await scene.application(letter(text)) for text in (b"A", b"B")]
+    if role is Role.PROD:
+        moved = await scene.gateway(kind, Role.PROD, applications[0], uid=uid)
+        entry = (await scene.gateway("Haproxy", Role.CONS, *moved.listeners, uid=uid)).listeners[0]
+        targets = applications
+    else:
+        inbound = await scene.gateway("Haproxy", Role.PROD, *applications, uid=uid)
+        targets = list(inbound.listeners)
+        moved = await scene.gateway(kind, Role.CONS, targets[0], uid=uid)
+        entry = moved.listeners[0]
+    async with contextlib.AsyncExitStack() as stack:
+        running = []
+        for turn in range(4):
+            if turn:
+                await moved.serve(targets[turn % 2])
+            running.append(await stack.enter_async_context(connected(entry)))
+            assert await running[-1][0].readexactly(1) == (b"A", b"B")[turn % 2]
+            for _ in range(10):
+                async with connected(entry) as (reader, _):
+                    assert await reader.readexactly(1) == (b"A", b"B")[turn % 2]
+            for reader, writer in running:
+                block = os.urandom(CHUNK)
+                writer.write(block)
+                assert await reader.readexactly(CHUNK) == block
+
+
+@pytest.mark.parametrize("kind", TYPES)
+async def test_a_configuration_that_is_refused_changes_nothing(scene: Field, kind: str) -> None:
+    uid = Uid.random()
+    inbound = await scene.gateway(kind, Role.PROD, await scene.application(echo), uid=uid)
+    outbound = await scene.gateway("Nginx", Role.CONS, *inbound.listeners, uid=uid)
+    async with connected(outbound.listeners[0]) as (reader, writer):
+        writer.write(b"1")
+        assert await reader.readexactly(1) == b"1"
+        program = inbound.render(await scene.application(letter(b"B")))
+        broken = dataclasses.replace(
+            program, config={name: f"{text}\nnonsense {{\n" for name, text in program.config.items()}
+        )
+        with pytest.raises(ScistreamError) as failure:
+            await inbound.held.serve(broken, {})
+        assert failure.value.code is Code.FAILED_PRECONDITION
+        writer.write(b"2")
+        assert await reader.readexactly(1) == b"2"
+    assert await answers(outbound.listeners[0])
+
+
+@pytest.mark.parametrize("kind", [kind for kind in TYPES if kind != "Stunnel"])
+async def test_drain_lets_a_stream_end_by_itself(scene: Field, kind: str) -> None:
+    uid = Uid.random()
+    inbound = await scene.gateway("Nginx", Role.PROD, await scene.application(echo), uid=uid)
+    outbound = await scene.gateway(kind, Role.CONS, *inbound.listeners, uid=uid)
+    async with connected(outbound.listeners[0]) as (reader, writer):
+        writer.write(b"1")
+        assert await reader.readexactly(1) == b"1"
+        closed = asyncio.create_task(outbound.held.close(drain=60))
+        while await answers(outbound.listeners[0]):
+            continue
+        writer.write(b"2")
+        assert await reader.readexactly(1) == b"2"
+        assert not closed.done()
+    await closed
+
+
+@pytest.mark.parametrize("kind", TYPES)
+async def test_a_stranger_who_says_nothing_is_dropped_and_an_idle_stream_is_not(scene: Field, kind: str) -> None:
+    uid = Uid.random()
+    inbound = await scene.gateway(kind, Role.PROD, await scene.application(echo), uid=uid)
+    outbound = await scene.gateway(kind, Role.CONS, *inbound.listeners, uid=uid)
+    async with connected(outbound.listeners[0]) as (reader, writer):
+        writer.write(b"1")
+        assert await reader.readexactly(1) == b"1"
+        half_a_hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
+        await asyncio.gather(*(dropped(inbound.listeners[0], greeting) for greeting in (b"", half_a_hello)))
+        writer.write(b"2")
+        assert await reader.readexactly(1) == b"2"
+
+
+async def dropped(by: Endpoint, greeting: bytes) -> None:
+    """Return when a client who says no more than this is dropped."""
+    async with connected(by) as (reader, writer):
+        writer.write(greeting)
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+
+
+class Datagrams(asyncio.DatagramProtocol):
+    """Keeps what comes, or sends it back in capitals."""
+
+    def __init__(self, *, answer: bool) -> None:
+        self._answer = answer
+        self.received: asyncio.Queue[bytes] = asyncio.Queue()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.DatagramTransport, transport)
+
+    def datagram_received(self, data: bytes, addr: tuple[str | None, int]) -> None:
+        if self._answer:
+            self._transport.sendto(data.upper(), addr)
+        self.received.put_nowait(data)
+
+
+async def test_nginx_forwards_udp_and_tcp_of_one_port(scene: Field) -> None:
+    loop, application = asyncio.get_running_loop(), await scene.application(echo)
+    server, _ = await loop.create_datagram_endpoint(
+        lambda: Datagrams(answer=True), ("127.0.0.1", application.port), family=socket.AF_INET
+    )
+    scene.stack.callback(server.close)
+    gateway = await scene.gateway(
+        "Nginx", Role.CONS, application, uid=Uid.random(), security=Security.NONE, udp=True
+    )
+    listener = gateway.listeners[0]
+    client, answered = await loop.create_datagram_endpoint(
+        lambda: Datagrams(answer=False), remote_addr=(str(listener.address), listener.port)
+    )
+    scene.stack.callback(client.close)
+    for text in (b"one", b"two"):
+        client.sendto(text)
+        assert await answered.received.get() == text.upper()
+    assert await answers(listener)
