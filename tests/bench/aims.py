@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tests.bench.chains import NULL
 from tests.bench.dataplane import STREAMS, Flow
-from tests.bench.gateways import DEFAULT_TYPE
-from tests.bench.results import Results, Round
+from tests.bench.gateways import DEFAULT_TYPE, Took
+from tests.bench.results import Results
 from tests.bench.startup import Imports
 from tests.bench.stats import Spread
 
@@ -66,34 +66,32 @@ def _of_streams(results: Results) -> Iterator[Aim]:
         yield _aim(what, f"at most {CPU} times", f"{cost.show()} times", cost.median <= CPU, reason)
 
 
-def _median(results: Results, name: str, streams: int, part: str) -> float:
-    def value(each: Round) -> float:
-        flow = each.flows[name][streams]
-        if part in ("ends", "busy"):
-            return flow.ends if part == "ends" else flow.busy
-        return flow.outbound[part] + flow.inbound[part]
-
-    return results.over(value).median
+def _median(results: Results, name: str, streams: int, value: Callable[[Flow], float]) -> float:
+    return results.over(lambda each: value(each.flows[name][streams])).median
 
 
 def _why_slow(results: Results, streams: int) -> str:
-    def whole(name: str) -> tuple[float, float, float]:
-        gateways = results.over(lambda each: gateways_cpu(each.flows[name][streams])).median
-        return gateways, _median(results, name, streams, "ends"), _median(results, name, streams, "busy")
+    def medians(name: str) -> tuple[float, float, float, float]:
+        values = (gateways_cpu, lambda flow: flow.ends, lambda flow: flow.busy, lambda flow: flow.foreign)
+        gateways, ends, busy, foreign = (_median(results, name, streams, value) for value in values)
+        return gateways, ends, busy, foreign
 
-    (ours, our_ends, our_busy), (theirs, their_ends, their_busy) = whole(DEFAULT_TYPE), whole(NULL)
+    ours, our_ends, our_busy, our_foreign = medians(DEFAULT_TYPE)
+    theirs, their_ends, their_busy, their_foreign = medians(NULL)
     bound = (theirs + their_ends) / (ours + our_ends)
     return (
         f"client, server and both gateways share {results.environment['processors']} processors, which were "
-        f"{our_busy:.0%} busy (with 1.2: {their_busy:.0%}). A GB took {ours:.2f} CPU seconds in our gateways and "
-        f"{our_ends:.2f} in iperf3's ends, with 1.2 {theirs:.2f} and {their_ends:.2f}; at these costs equally busy "
-        f"processors would carry {bound:.2f} times as much."
+        f"{our_busy:.0%} busy, {our_foreign:.0%} with other work (with 1.2: {their_busy:.0%} and {their_foreign:.0%}). "
+        f"A GB took {ours:.2f} CPU seconds in our gateways and {our_ends:.2f} in iperf3's ends, with 1.2 {theirs:.2f} "
+        f"and {their_ends:.2f}; at these costs equal shares of the processors would carry {bound:.2f} times as much."
     )
 
 
 def _why_costly(results: Results, streams: int) -> str:
     def split(name: str) -> tuple[float, float]:
-        return _median(results, name, streams, "user"), _median(results, name, streams, "system")
+        user = _median(results, name, streams, lambda flow: flow.outbound["user"] + flow.inbound["user"])
+        system = _median(results, name, streams, lambda flow: flow.outbound["system"] + flow.inbound["system"])
+        return user, system
 
     (user, system), (their_user, their_system) = split(DEFAULT_TYPE), split(NULL)
     return (
@@ -105,14 +103,18 @@ def _why_costly(results: Results, streams: int) -> str:
 
 def _of_s2uc(results: Results) -> list[Aim]:
     return [
-        _wall("inbound", results.over(lambda each: each.asked[DEFAULT_TYPE].inbound), results),
-        _wall("outbound", results.over(lambda each: each.asked[DEFAULT_TYPE].outbound), results),
+        _wall("inbound", [each.asked[DEFAULT_TYPE].inbound for each in results.rounds], results),
+        _wall("outbound", [each.asked[DEFAULT_TYPE].outbound for each in results.rounds], results),
     ]
 
 
-def _wall(name: str, took: Spread, results: Results) -> Aim:
+def _wall(name: str, runs: Sequence[Took], results: Results) -> Aim:
+    took, cpu = Spread.of(run.wall for run in runs), Spread.of(run.cpu for run in runs)
     server = results.over(lambda each: each.requests[DEFAULT_TYPE].reserve + each.requests[DEFAULT_TYPE].update_in)
-    why = f"{_why_starting(results, 's2uc')} The gateway took {server.median * 1000:.0f} ms of it."
+    why = (
+        f"s2uc itself used {cpu.median * 1000:.0f} ms of a processor, its gateway took {server.median * 1000:.0f} ms "
+        f"from req to the answer of update, the rest is waiting for a processor. {_why_starting(results, 's2uc')}"
+    )
     what = f"`s2uc {name}-request`, wall time (SciStream 1.2: 1.0 s, as given)"
     return _aim(what, f"under {S2UC_SECONDS} s", f"{took.show(3)} s", took.median < S2UC_SECONDS, why)
 
@@ -124,7 +126,7 @@ def imports_in_words(imports: Imports) -> str:
 
 
 def _why_starting(results: Results, command: str) -> str:
-    bare = results.over(lambda each: each.interpreter).median
+    bare = results.over(lambda each: each.floor.python).median
     return (
         f"Python alone takes {bare * 1000:.0f} ms to start and end, "
         f"{imports_in_words(results.imports[command])}, measured with `-X importtime`, which adds its own cost."
@@ -134,9 +136,12 @@ def _why_starting(results: Results, command: str) -> str:
 def _accepting(results: Results) -> Aim:
     took = results.over(lambda each: each.requests[DEFAULT_TYPE].first_byte)
     update = results.over(lambda each: each.requests[DEFAULT_TYPE].update_out)
+    isolated = results.over(lambda each: each.floor.isolated)
+    checked = results.over(lambda each: each.floor.haproxy)
     reason = (
-        f"the call itself took {update.median * 1000:.0f} ms, nearly all of it the start of the data server: Python's "
-        "between fork and exec, and the program's own until it says that it accepts."
+        f"the update call took {update.median * 1000:.0f} ms. It starts two programs one after the other: a Python "
+        f"between fork and exec, which takes {isolated.median * 1000:.0f} ms to start and end without doing anything, "
+        f"and HAProxy, which takes {checked.median * 1000:.0f} ms to check a configuration with one listener."
     )
     goal, met = f"within {ACCEPT_SECONDS * 1000:.0f} ms", took.median <= ACCEPT_SECONDS
     what = f"update until the first byte came back through both gateways, {DEFAULT_TYPE}"

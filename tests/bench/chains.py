@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from tests.bench.gateways import Pair
-from tests.bench.rig import INBOUND, OUTBOUND, Rig, Spawned, accepts
+from tests.bench.rig import INBOUND, OUTBOUND, Rig, Spawned, accepts, program
 
 DIRECT = "direct"
 NULL = "1.2 NULL"
@@ -78,4 +78,4 @@ def _stunnel(rig: Rig, name: str, client: str, hops: Sequence[tuple[str, str]]) 
         text += f"[service{number}]\nclient = {client}\naccept = {accept}\nconnect = {connect}\n"
     config = rig.scratch / f"stunnel-{name}.conf"
     config.write_text(text)
-    return rig.start(["stunnel", str(config)])
+    return rig.start([program("stunnel"), str(config)])

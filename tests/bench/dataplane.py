@@ -42,7 +42,7 @@ def flow(rig: Rig, chain: Chain, streams: int, seconds: int) -> Flow:
     """Send through the chain for so long, to a server of its own: iperf3's stays busy for a while after a run."""
     with contextlib.ExitStack() as undo:
         argv = ["iperf3", "--server", "--one-off", "--forceflush", "--bind", INBOUND, "--port", str(rig.ports.iperf3)]
-        children = _children()
+        children = proc.ended_children()
         server = rig.start(argv, undo)
         server.wait_for(lambda: b"Server listening" in server.log.read_bytes(), "iperf3 --server")
         outbound, inbound = proc.usage(chain.outbound), proc.usage(chain.inbound)
@@ -50,7 +50,7 @@ def flow(rig: Rig, chain: Chain, streams: int, seconds: int) -> Flow:
         received, measured = _iperf3(chain, streams, seconds)
         server.wait(_GRACE)
         outbound, inbound = proc.usage(chain.outbound) - outbound, proc.usage(chain.inbound) - inbound
-        ends, gigabytes = _children() - children, received / _GB
+        ends, gigabytes = proc.ended_children() - children, received / _GB
         busy, all_cpus = proc.machine_busy() - machine, (time.perf_counter() - began) * (os.cpu_count() or 1)
     return Flow(
         gbit=received * 8 / _GB / measured,
@@ -64,12 +64,6 @@ def flow(rig: Rig, chain: Chain, streams: int, seconds: int) -> Flow:
 
 def _per_gb(usage: proc.Usage, gigabytes: float) -> dict[str, float]:
     return {name: value / gigabytes for name, value in asdict(usage).items()}
-
-
-def _children() -> float:
-    """CPU seconds of our children that have ended and been waited for."""
-    times = os.times()
-    return times.children_user + times.children_system
 
 
 def _iperf3(chain: Chain, streams: int, seconds: int) -> tuple[int, float]:

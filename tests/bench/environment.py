@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tests.bench.rig import ROOT, BenchError
+from tests.bench.rig import ROOT, program
 
 _PROGRAMS = {
     "haproxy": ["haproxy", "-v"],
@@ -54,10 +54,7 @@ def _system() -> str:
 
 
 def _first_line(argv: list[str]) -> str:
-    path = shutil.which(argv[0], path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
-    if path is None:
-        raise BenchError(f"{argv[0]} is not installed: `make setup` installs what the benchmarks need")
-    done = subprocess.run([path, *argv[1:]], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    done = subprocess.run([program(argv[0]), *argv[1:]], capture_output=True, text=True, stdin=subprocess.DEVNULL)
     lines = [line for line in (done.stdout + done.stderr).splitlines() if any(map(str.isdigit, line))]
     return lines[0].partition(" - http")[0].strip() if lines else "unknown"
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.bench.proc import descendants
+from tests.bench.proc import descendants, ended_children
 from tests.bench.rig import BIN, INBOUND, OUTBOUND, Rig, Spawned, run
 
 TYPES = ("Haproxy", "Nginx", "Stunnel")
@@ -34,6 +34,14 @@ def make_certificate(rig: Rig) -> Certificate:
 
 
 @dataclass(frozen=True)
+class Took:
+    """Seconds of one s2uc process from exec to exit: by the clock, and of the processors."""
+
+    wall: float
+    cpu: float
+
+
+@dataclass(frozen=True)
 class Gateway:
     """A running s2cs."""
 
@@ -52,12 +60,12 @@ class Gateway:
         """The processes of its tunnels, which are all its descendants."""
         return descendants(self.process.pid)
 
-    def ask(self, command: str, *arguments: str) -> tuple[str, float]:
-        """Run ``s2uc COMMAND`` against it; returns what it prints and the wall time in seconds."""
+    def ask(self, command: str, *arguments: str) -> tuple[str, Took]:
+        """Run ``s2uc COMMAND`` against it; returns what it prints and what it took."""
         options = ["--s2cs", self.control, "--server-cert", str(self.certificate)]
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), ended_children()
         said = run([str(BIN / "s2uc"), command, *options, *arguments], _S2UC_SECONDS)
-        return said, time.perf_counter() - began
+        return said, Took(time.perf_counter() - began, ended_children() - cpu)
 
 
 def s2cs_argv(address: str, port: int, kind: str, pool: str, made: Certificate) -> list[str]:
@@ -81,7 +89,7 @@ def start(
 
 @dataclass(frozen=True)
 class Pair:
-    """An inbound and an outbound gateway of one data server type, and what s2uc took to use them."""
+    """An inbound and an outbound gateway of one data server type."""
 
     kind: str
     inbound: Gateway
@@ -110,12 +118,12 @@ class Pair:
 
 @dataclass(frozen=True)
 class Opened:
-    """Tunnels of one UID on both gateways: where the client connects, and s2uc's wall times in seconds."""
+    """Tunnels of one UID on both gateways: where the client connects, and what s2uc took."""
 
     uid: str
     listeners: tuple[str, ...]
-    inbound_seconds: float
-    outbound_seconds: float
+    inbound: Took
+    outbound: Took
 
 
 def start_pair(rig: Rig, made: Certificate, index: int, kind: str) -> Pair:

@@ -74,8 +74,9 @@ def _round(
     pairs: Sequence[Pair],
 ) -> Round:
     chains = _rotated(chains, number)
-    this = Round([chain.name for chain in chains])
-    tell(f"round {number + 1} of {extent.rounds}: {', '.join(this.order)}")
+    order = [chain.name for chain in chains]
+    tell(f"round {number + 1} of {extent.rounds}: {', '.join(order)}")
+    this = Round(order, startup.gateway(rig, made, _START, DEFAULT_TYPE), startup.floor(rig))
     for chain in chains:
         this.flows[chain.name] = {
             streams: dataplane.flow(rig, chain, streams, extent.flow_seconds) for streams in dataplane.STREAMS
@@ -86,15 +87,13 @@ def _round(
         }
     for pair in _rotated(pairs, number):
         _control(this, pair, rig.ports.echo)
-    this.interpreter = startup.interpreter()
-    this.start = startup.gateway(rig, made, _START, DEFAULT_TYPE)
     return this
 
 
 def _control(this: Round, pair: Pair, echo: int) -> None:
     opened = pair.open([echo])
     pair.release(opened.uid)
-    this.asked[pair.kind] = Asked(opened.inbound_seconds, opened.outbound_seconds)
+    this.asked[pair.kind] = Asked(opened.inbound, opened.outbound)
     this.requests[pair.kind] = asyncio.run(calls.request(pair, echo))
 
 

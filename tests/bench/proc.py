@@ -83,6 +83,12 @@ def pss(pids: Iterable[int]) -> int:
     return sum(_kilobytes(f"/proc/{pid}/smaps_rollup", "Pss") for pid in pids)
 
 
+def ended_children() -> float:
+    """CPU seconds of our own children that have ended and been waited for."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
 def machine_busy() -> float:
     """CPU seconds that all processors together were not idle since boot, time stolen by the host included."""
     fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from tests.bench import tables
 from tests.bench.aims import Aim, judge
@@ -78,13 +79,20 @@ def write(results: Results, directory: Path) -> Path:
     """Write the page and the raw data below the directory; returns the page's path."""
     raw = directory / "performance" / _RAW
     raw.parent.mkdir(parents=True, exist_ok=True)
-    raw.write_text(json.dumps(_rounded(asdict(results)), indent=1) + "\n")
+    raw.write_text(_as_json(_rounded(asdict(results))))
     page = directory / "PERFORMANCE.md"
     page.write_text(_page(results))
     return page
 
 
-def _rounded(value: object) -> object:
+def _as_json(found: Any) -> str:
+    """One line for each round, and for whatever was measured once."""
+    rounds = ",\n".join(map(json.dumps, found.pop("rounds")))
+    once = [f'"{key}": {json.dumps(value)}' for key, value in found.items()]
+    return "{\n" + ",\n".join([*once, f'"rounds": [\n{rounds}\n]']) + "\n}\n"
+
+
+def _rounded(value: Any) -> Any:
     """Six significant digits: more were never measured."""
     if isinstance(value, float):
         return float(f"{value:.6g}")

@@ -8,29 +8,33 @@ from typing import Any
 
 from tests.bench.calls import Churn, Memory, Request
 from tests.bench.dataplane import Flow
-from tests.bench.startup import Imports
+from tests.bench.gateways import Took
+from tests.bench.startup import Floor, Imports
 from tests.bench.stats import Spread
 
 
 @dataclass(frozen=True)
 class Asked:
-    """Wall times of `s2uc inbound-request` and `outbound-request`, in seconds."""
+    """What `s2uc inbound-request` and `outbound-request` took."""
 
-    inbound: float
-    outbound: float
+    inbound: Took
+    outbound: Took
 
 
 @dataclass
 class Round:
-    """Every configuration once; keys are chain or type names, then streams or bytes."""
+    """Every configuration once; keys are chain or type names, then streams or bytes.
+
+    ``start``: seconds from the exec of s2cs until its port answers.
+    """
 
     order: list[str]
+    start: float
+    floor: Floor
     flows: dict[str, dict[int, Flow]] = field(default_factory=dict)
     round_trips: dict[str, dict[int, dict[str, float]]] = field(default_factory=dict)
     asked: dict[str, Asked] = field(default_factory=dict)
     requests: dict[str, Request] = field(default_factory=dict)
-    start: float = 0.0
-    interpreter: float = 0.0
 
 
 @dataclass(frozen=True)

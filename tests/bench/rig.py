@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -146,6 +147,14 @@ class Spawned:
     def last_words(self) -> str:
         """The end of its output."""
         return " | ".join(self.log.read_text(errors="replace").splitlines()[-4:])
+
+
+def program(name: str) -> str:
+    """Its path, also where it is among the system's programs that a user's PATH leaves out."""
+    path = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    if path is None:
+        raise BenchError(f"{name} is not installed: `make setup` installs what the benchmarks need")
+    return path
 
 
 def accepts(host: str, port: int) -> bool:

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from grpclib.client import Channel
@@ -18,7 +19,7 @@ from grpclib.health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from scistreamd.cli.trust import Trust
 from tests.bench.gateways import Certificate, Gateway, s2cs_argv
-from tests.bench.rig import BIN, INBOUND, BenchError, Rig, accepts
+from tests.bench.rig import BIN, INBOUND, BenchError, Rig, accepts, program, run
 
 _SECONDS = 20.0
 _PROFILE = "PYTHONPROFILEIMPORTTIME"
@@ -46,10 +47,45 @@ async def _health(port: int, trust: Trust) -> None:
         raise BenchError(f"the health check says {answer.status}")
 
 
-def interpreter() -> float:
-    """Seconds that this Python takes to start and do nothing, in the same virtual environment."""
+_CHECKED = """defaults
+    mode tcp
+    timeout connect 1s
+    timeout client 1s
+    timeout server 1s
+listen check
+    bind {address}:{port}
+    server target {address}:{port}
+"""
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Seconds that programs take to start and end without doing anything of ours.
+
+    ``python``: this Python in its virtual environment; ``isolated``: without
+    `site`, as the process launcher uses it between fork and exec; ``haproxy``:
+    the check of a configuration with one listener, which is not opened.
+    """
+
+    python: float
+    isolated: float
+    haproxy: float
+
+
+def floor(rig: Rig) -> Floor:
+    """Measure each once."""
+    config = rig.scratch / "check.cfg"
+    config.write_text(_CHECKED.format(address=INBOUND, port=rig.ports.echo))
+    return Floor(
+        _seconds([sys.executable, "-c", ""]),
+        _seconds([sys.executable, "-I", "-S", "-c", ""]),
+        _seconds([program("haproxy"), "-c", "-f", str(config)]),
+    )
+
+
+def _seconds(argv: Sequence[str]) -> float:
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-c", ""], check=True, stdin=subprocess.DEVNULL)
+    run(argv, _SECONDS)
     return time.perf_counter() - began
 
 

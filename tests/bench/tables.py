@@ -96,7 +96,7 @@ def control(results: Results) -> str:
 
 
 def _asked(results: Results, kind: str, name: str) -> str:
-    return results.over(lambda each: getattr(each.asked[kind], name) * 1000).show(0)
+    return results.over(lambda each: getattr(each.asked[kind], name).wall * 1000).show(0)
 
 
 def _step(results: Results, kind: str, step: str) -> str:
@@ -117,10 +117,14 @@ def memory(results: Results) -> str:
 
 def starting(results: Results) -> str:
     """What starting our programs takes."""
-    bare = results.over(lambda each: each.interpreter * 1000)
+    bare = results.over(lambda each: each.floor.python * 1000)
+    isolated = results.over(lambda each: each.floor.isolated * 1000)
+    checked = results.over(lambda each: each.floor.haproxy * 1000)
     served = results.over(lambda each: each.start * 1000)
     rows = [
         ("`python -c ''`, start and end", f"{bare.show(0)} ms"),
+        ("`python -I -S -c ''`, start and end", f"{isolated.show(0)} ms"),
+        ("`haproxy -c` of a configuration with one listener", f"{checked.show(0)} ms"),
         ("`s2cs` from exec to the answer of a health check over TLS", f"{served.show(0)} ms"),
         ("of that, imports (one run, `-X importtime`)", imports_in_words(results.imports["s2cs"])),
         ("`s2uc inbound-request`, imports (one run, `-X importtime`)", imports_in_words(results.imports["s2uc"])),
