@@ -24,7 +24,11 @@ from scistreamd.model import Endpoint, Role, Security
 CONFIG = "haproxy.cfg"
 
 # One line for a stream that did not end well; %ts is its termination state (configuration.txt 8.5).
-_LOG_FORMAT = "stream from %ci:%cp to %fi:%fp, target %si:%sp, ended %ts after %Tt ms, in %U out %B bytes"
+_LOG = (
+    "stream from %ci:%cp to %fi:%fp, target %si:%sp, ended %ts after %Tt ms, in %U out %B bytes,"
+    " error: %[bc_err_str] %[ssl_bc_err_str]"
+)
+_ERROR_LOG = "refused %ci:%cp at %fi:%fp: %[fc_err_str] %[ssl_fc_err_str]"
 
 
 class Haproxy:
@@ -85,9 +89,9 @@ def _defaults(plan: Plan) -> str:
     return f"""defaults
     mode tcp
     log global
-    log-format "{_LOG_FORMAT}"
-    option dontlog-normal
-    option dontlognull{keepalive}
+    log-format "{_LOG}"
+    error-log-format "{_ERROR_LOG}"
+    option dontlog-normal{keepalive}
     timeout connect {tuning.connect_seconds}s
     timeout client {tuning.handshake_seconds}s
     timeout server {IDLE_DAYS}d

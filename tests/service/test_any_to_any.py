@@ -177,6 +177,19 @@ async def test_an_address_that_refuses_is_followed_by_the_next(scene: Field, kin
 
 
 @pytest.mark.parametrize("kind", TYPES)
+async def test_the_ipv6_wildcard_takes_ipv4_and_each_listener_its_own_target(scene: Field, kind: str) -> None:
+    uid = Uid.random()
+    applications = [await scene.application(letter(text)) for text in (b"A", b"B", b"C")]
+    inbound = await scene.gateway(kind, Role.PROD, *applications, uid=uid, address="::")
+    for address in ("127.0.0.1", "::1"):
+        hop = [endpoint(address, listener.port) for listener in inbound.listeners]
+        outbound = await scene.gateway(kind, Role.CONS, *hop, uid=uid)
+        for listener, text in zip(outbound.listeners, (b"A", b"B", b"C"), strict=True):
+            async with connected(listener) as (reader, _):
+                assert await reader.readexactly(1) == text
+
+
+@pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("role", Role)
 async def test_retarget_takes_new_connections_elsewhere_and_breaks_none(scene: Field, kind: str, role: Role) -> None:
     uid = Uid.random()
