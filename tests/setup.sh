@@ -18,11 +18,11 @@ if [ -n "$missing" ]; then
     $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $missing >/dev/null
 fi
 
-# Made anew when the list of dependencies changes, or when it is another machine's.
+# Made anew when the list of dependencies changes, or when it is another machine's or a copied tree's.
 stamp=.venv/complete
-if [ ! -e $stamp ] || [ pyproject.toml -nt $stamp ] || ! .venv/bin/python -c '' 2>/dev/null; then
+if [ "$(cat $stamp 2>/dev/null)" != "$PWD" ] || [ pyproject.toml -nt $stamp ] || ! .venv/bin/python -c '' 2>/dev/null; then
     echo "making the virtual environment .venv"
     python3 -m venv --clear .venv
     .venv/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]'
-    touch $stamp
+    echo "$PWD" >$stamp
 fi

@@ -37,7 +37,10 @@ def read(pid: int) -> Process | None:
 
 def descendants(pid: int) -> list[Process]:
     """Every process below ``pid``: the data servers of a gateway and their workers."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except FileNotFoundError:
+        return []
     found = []
     for child in map(int, children):
         process = read(child)
