@@ -138,8 +138,8 @@ async def _outcome(
         trail.close(f"{error.status.name} {error.message}")
         raise
     except ScistreamError as error:
-        trail.close(f"{error.code.name} {error.message}")
-        raise GRPCError(Status(error.code.grpc_status), str(error)) from None
+        trail.close(f"{error.code.name} {wire.veiled(error.message)}")
+        raise GRPCError(Status(error.code.grpc_status), wire.veiled(str(error))) from None
     except Exception:
         incident = secrets.token_hex(4)
         trail.close(f"INTERNAL incident {incident}")

@@ -34,6 +34,7 @@ Metadata = Iterable[tuple[str, str | bytes]]
 
 _DIGITS = re.compile(r"[0-9]{1,9}", re.ASCII)
 _CIDR = re.compile(r"[0-9a-fA-F.:]+(/[0-9]{1,3})?", re.ASCII)
+_SECRET = re.compile(r"[0-9a-f-]{16,}", re.ASCII | re.IGNORECASE)
 _BROKEN_ESCAPE = re.compile(r"%(?![0-9a-fA-F]{2})", re.ASCII)
 
 
@@ -131,6 +132,11 @@ def refuse_options(metadata: Metadata, call: str) -> None:
     """No option is ignored: a call that takes none says so."""
     for key in _own(metadata):
         raise invalid(key, f"has no meaning in {call}", "options go with req")
+
+
+def veiled(text: str) -> str:
+    """A message without what may be a UID, or most of one: people put theirs into the wrong field."""
+    return _SECRET.sub("***", text)
 
 
 def _own(metadata: Metadata) -> dict[str, str]:
