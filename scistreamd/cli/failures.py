@@ -44,7 +44,7 @@ def of_status(status: int, message: str, call: str) -> Refused:
     """The failure behind a gRPC status (grpc/statuscodes); the message is the server's."""
     said = message or f"the gateway refused {call} without a reason (gRPC status {status})"
     if status == _UNKNOWN and "entry not found" in message:
-        hint = "release it, or request the tunnel first: was the UID copied whole?"
+        hint = "was the UID copied whole, and is this the gateway of that tunnel?"
         return Refused(Code.NOT_FOUND, f"the gateway knows no such tunnel: {said}", hint, unknown=True)
     if status == _UNKNOWN and "Entry already found" in message:
         return Refused(Code.ALREADY_EXISTS, said, "release the tunnel of this UID first", unknown=True)
