@@ -1,0 +1,151 @@
+"""Streams that are idle or closed in one direction live on, in every pair of data servers.
+
+One test, since the waits are real: all pairs wait at the same time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from scistreamd.model import Endpoint, Security
+from scistreamd.process import ProcessLauncher
+from scistreamd.runtime import runtime_directory
+from tests.service.dataplane_kit import CHUNK, Field, Pair, close, connected, drained, echo, field, pairs, poured
+
+IDLE_SECONDS = 121
+HALF_CLOSED_SECONDS = 75
+MEBIBYTES = 100
+QUESTION = b"the whole question, and no more\n" * 4096
+
+
+@pytest.fixture
+def runtime() -> Iterator[Path]:
+    with runtime_directory() as made:
+        yield made
+
+
+@pytest_asyncio.fixture
+async def scene(runtime: Path) -> AsyncIterator[Field]:
+    async with field(ProcessLauncher(runtime)) as made:
+        yield made
+
+
+def waits_for_reader(pair: Pair) -> bool:
+    """Whether the side that sends last must not close before the other has read all.
+
+    Stunnel 5.68 takes the hang-up of a half-closed connection for its end, also
+    where data is unread (docs/data-servers.md, "What each type cannot do").
+    """
+    return "Stunnel" in (pair.outbound, pair.inbound)
+
+
+async def read_of(reader: asyncio.StreamReader, length: int) -> tuple[int, str]:
+    """Length and SHA-256 of the next so many bytes, or of what there is of them."""
+    digest, missing = hashlib.sha256(), length
+    while missing and (data := await reader.read(min(CHUNK, missing))):
+        digest.update(data)
+        missing -= len(data)
+    return length - missing, digest.hexdigest()
+
+
+class LateAnswer:
+    """The client sends, shuts down its write side, waits, and reads 100 MiB."""
+
+    def __init__(self, pair: Pair) -> None:
+        self._pair = pair
+        self._sent = (0, "")
+        self._question = b""
+        self._read = asyncio.Event()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._question = await reader.read(-1)
+        await asyncio.sleep(HALF_CLOSED_SECONDS)
+        self._sent = await poured(writer, MEBIBYTES)
+        if waits_for_reader(self._pair):
+            await self._read.wait()
+
+    async def run(self, listener: Endpoint) -> None:
+        async with connected(listener) as (reader, writer):
+            writer.write(QUESTION)
+            writer.write_eof()
+            if waits_for_reader(self._pair):
+                received = await read_of(reader, MEBIBYTES << 20)
+                self._read.set()
+                assert await reader.read() == b"", self._pair
+            else:
+                received = await drained(reader)
+        assert self._question == QUESTION, self._pair
+        assert received == self._sent, self._pair
+
+
+class LateQuestion:
+    """The mirror: the server application sends and shuts down first, the client sends 100 MiB later."""
+
+    def __init__(self, pair: Pair) -> None:
+        self._pair = pair
+        self._received = (0, "")
+        self._read = asyncio.Event()
+        self._ended = asyncio.Event()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            writer.write(QUESTION)
+            writer.write_eof()
+            if waits_for_reader(self._pair):
+                self._received = await read_of(reader, MEBIBYTES << 20)
+                self._read.set()
+                assert await reader.read() == b"", self._pair
+            else:
+                self._received = await drained(reader)
+        finally:
+            self._ended.set()
+
+    async def run(self, listener: Endpoint) -> None:
+        reader, writer = await asyncio.open_connection(str(listener.address), listener.port)
+        try:
+            assert await reader.read(-1) == QUESTION, self._pair
+            await asyncio.sleep(HALF_CLOSED_SECONDS)
+            sent = await poured(writer, MEBIBYTES)
+            if waits_for_reader(self._pair):
+                await self._read.wait()
+        finally:
+            await close(writer)
+        await self._ended.wait()
+        assert self._received == sent, self._pair
+
+
+async def idle(listener: Endpoint) -> None:
+    """A connection on which nothing happens lives."""
+    async with connected(listener) as (reader, writer):
+        writer.write(b"1")
+        assert await reader.readexactly(1) == b"1"
+        await asyncio.sleep(IDLE_SECONDS)
+        writer.write(b"2")
+        assert await reader.readexactly(1) == b"2"
+
+
+async def silent(listener: Endpoint) -> None:
+    """So does one on which nothing has happened yet."""
+    async with connected(listener) as (reader, writer):
+        await asyncio.sleep(IDLE_SECONDS)
+        writer.write(b"1")
+        assert await reader.readexactly(1) == b"1"
+
+
+@pytest.mark.timeout(300)
+async def test_idle_and_half_closed_streams_live(scene: Field) -> None:
+    echoing = await scene.application(echo)
+    streams = []
+    for pair in pairs(*Security):
+        answer, question = LateAnswer(pair), LateQuestion(pair)
+        applications = [await scene.application(each.serve) for each in (answer, question)]
+        listeners = await scene.tunnel(pair, *applications, echoing)
+        streams += [answer.run(listeners[0]), question.run(listeners[1]), idle(listeners[2]), silent(listeners[2])]
+    results = await asyncio.gather(*streams, return_exceptions=True)
+    assert [result for result in results if result is not None] == []
