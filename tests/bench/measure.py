@@ -31,6 +31,7 @@ def tell(text: str) -> None:
 def run(rig: Rig, extent: Extent) -> Results:
     """Measure everything; raises BenchError where something does not work."""
     began = time.monotonic()
+    rig.ports.check()
     results = Results(describe(), extent)
     made = gateways.make_certificate(rig)
     _echo_server(rig)

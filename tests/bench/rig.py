@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import signal
@@ -20,6 +21,7 @@ ROOT = Path(__file__).parent.parent.parent
 BIN = Path(sys.executable).parent
 INBOUND, OUTBOUND = "127.0.0.1", "127.0.0.2"
 
+_GATEWAYS = 10
 _END_SECONDS = 10.0
 _START_SECONDS = 20.0
 _POLL = 0.002
@@ -50,6 +52,14 @@ class Ports:
     def null(self) -> tuple[int, int]:
         """Listeners of the SciStream 1.2 pair, for iperf3 and echo; the same on both addresses."""
         return self.first + 2, self.first + 3
+
+    def check(self) -> None:
+        """Raise BenchError where another program has one of the ports that are not picked from a range."""
+        numbers = [self.iperf3, self.echo, *self.null, *map(self.control, range(_GATEWAYS))]
+        for host in (INBOUND, OUTBOUND):
+            for port in numbers:
+                if not _free(host, port):
+                    raise BenchError(f"{host}:{port} is in use: `ss -tlpn` shows by whom, --first-port takes others")
 
     def control(self, index: int) -> int:
         """The control port of gateway pair ``index``."""
@@ -155,6 +165,18 @@ def program(name: str) -> str:
     if path is None:
         raise BenchError(f"{name} is not installed: `make setup` installs what the benchmarks need")
     return path
+
+
+def _free(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            return False
+    return True
 
 
 def accepts(host: str, port: int) -> bool:
