@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import os
 import socket
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import cast
@@ -149,7 +150,7 @@ async def test_what_a_tap_on_the_hop_sees(scene: Field, pair: Pair) -> None:
     assert not any(secret in tap.upward + tap.downward for secret in (uid.bytes, uid.reveal().encode()))
 
 
-async def test_psk_null_refuses_another_key(scene: Field) -> None:
+async def test_psk_null_refuses_another_key_and_none(scene: Field, tmp_path: Path) -> None:
     uid = Uid.random()
     inbound = await scene.gateway(
         "Stunnel", Role.PROD, await scene.application(echo), uid=uid, security=Security.PSK_NULL
@@ -159,6 +160,11 @@ async def test_psk_null_refuses_another_key(scene: Field) -> None:
             "Stunnel", Role.CONS, *inbound.listeners, uid=each, security=Security.PSK_NULL
         )
         assert await answers(outbound.listeners[0]) == passes
+    # What two SciStream 1.2 peers agree on: no key, no certificate, no cipher.
+    anonymous = context(tmp_path, None)
+    anonymous.maximum_version = ssl.TLSVersion.TLSv1_2
+    anonymous.set_ciphers("AECDH-NULL-SHA:@SECLEVEL=0")
+    assert await refusal(inbound.listeners[0], anonymous)
 
 
 @pytest.mark.parametrize("kind", TYPES)
