@@ -11,7 +11,10 @@ for package in $packages; do
 done
 if [ -n "$missing" ]; then
     as_root=
-    if [ "$(id -u)" != 0 ]; then as_root=sudo; fi
+    if [ "$(id -u)" != 0 ]; then
+        as_root=sudo
+        command -v sudo >/dev/null || { echo "not root, and no sudo: have these installed first:$missing" >&2; exit 1; }
+    fi
     echo "installing:$missing"
     $as_root env DEBIAN_FRONTEND=noninteractive apt-get update -qq
     # shellcheck disable=SC2086  # one word a package

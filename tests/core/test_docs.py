@@ -17,8 +17,6 @@ ROOT = Path(__file__).parent.parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 _LINK = re.compile(r"\[[^]]+\]\(([^)#\s]*)(#[^)\s]*)?\)")
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*")
-# Options of others' programs, which documents name too.
-_FOREIGN = {"--boot"}
 
 
 def parsers(tool: object) -> list[Parser]:
@@ -54,7 +52,7 @@ def typed(document: Path) -> set[str]:
     found: set[str] = set()
     for words in re.findall(r"`((?:s2cs|s2uc|s2ctl) [^`]*)`|((?:s2cs|s2uc|s2ctl) .*)$", text(document), re.MULTILINE):
         found |= set(_OPTION.findall("".join(words)))
-    return {name.replace("_", "-") for name in found} - _FOREIGN
+    return {name.replace("_", "-") for name in found}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -52,7 +52,14 @@ class Pair:
         runtime = self._stage.directory / _RUNTIME[name]
         runtime.mkdir(exist_ok=True)
         runtime.chmod(0o711)
-        line = ["s2cs", f"--listener-ip={address}", *options, f"--server-crt={name}.crt", f"--server-key={name}.key"]
+        line = [
+            "s2cs",
+            "--verbose",
+            f"--listener-ip={address}",
+            *options,
+            f"--server-crt={name}.crt",
+            f"--server-key={name}.key",
+        ]
         # As systemd tells its services; s2cs keeps keys there if it is a tmpfs, else in the temporary directory.
         places = {"RUNTIME_DIRECTORY": str(runtime), "TMPDIR": str(runtime)}
         program = self._stage.start(f"{name} gateway", *line, more=places)
@@ -87,6 +94,13 @@ class Pair:
         found = [each.strip(" '") for each in printed[1].split(",")]
         self.listeners += found
         return found
+
+    def prove_uid_secret(self) -> None:
+        """StepFailed where others on this host, or whoever reads a log, could see the UID."""
+        uid = (self._stage.directory / _UID_FILE).read_text().strip()
+        if found := proof.whereabouts(uid, self._stage.directory):
+            raise StepFailed(f"the UID is in {', '.join(found)}")
+        self._stage.say("the UID is in no process list, no log and no file name")
 
     def hang_up_tap(self) -> dict[str, Any]:
         """End the tap; returns its report on the one connection that passed it."""

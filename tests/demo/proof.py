@@ -64,3 +64,24 @@ def why_not_free(listener: str) -> str:
 def key_files(directory: Path) -> list[Path]:
     """Files that hold a private key or a pre-shared one, below a gateway's runtime directory."""
     return sorted(path for path in directory.rglob("secrets/*") if path.is_file())
+
+
+def whereabouts(secret: str, directory: Path) -> list[str]:
+    """Where a UID can be read: process lists, and names and logs below ``directory``."""
+    forms = [secret.encode(), secret.replace("-", "").encode()]
+    found = [
+        f"the command line of process {path.parent.name}"
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if _holds(path, forms)
+    ]
+    found += [f"the log {path.name}" for path in directory.glob("*.log") if _holds(path, forms)]
+    names = [path for path in directory.rglob("*") if any(form in path.name.encode() for form in forms)]
+    return found + [f"the name of {path}" for path in names]
+
+
+def _holds(path: Path, forms: list[bytes]) -> bool:
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+        return False
+    return any(form in content for form in forms)

@@ -92,6 +92,7 @@ class Demo:
         out = self._stage.run("openssl", "s_client", "-connect", listener, "-brief", "-ign_eof", status=1)
         if "alert certificate required" not in out:
             raise StepFailed("the inbound gateway did not refuse the stranger")
+        self._pair.prove_uid_secret()
         return "refused: certificate required"
 
     def _release(self) -> str:

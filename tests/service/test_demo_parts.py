@@ -152,14 +152,28 @@ def test_a_port_in_use_is_not_free_and_one_in_time_wait_is() -> None:
 
 
 def test_processes_below_one_are_found_and_their_end_too(stage: Stage) -> None:
-    running = stage.start("shell", "sh", "-c", "sleep 100 & echo started; wait")
+    # The grandchild says that it runs only once it is what it will be.
+    inner = "import time; print('started', flush=True); time.sleep(100)"
+    outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])"
+    running = stage.start("parent", sys.executable, "-c", outer)
     running.expect("started")
     [sleeper] = proof.descendants(running.process.pid)
-    assert str(sleeper) == f"sleep {sleeper.pid}"
+    assert str(sleeper).startswith("python")
     assert sleeper.runs()
     os.kill(sleeper.pid, signal.SIGKILL)
     assert running.wait() >= 0
     assert not sleeper.runs()
+
+
+def test_a_secret_that_leaked_is_found(stage: Stage) -> None:
+    secret = Uid.random().reveal()
+    assert proof.whereabouts(secret, stage.directory) == []
+    running = stage.start("careless", "sh", "-c", f"echo {secret.replace('-', '')}; exec cat")
+    running.expect(".")
+    (stage.directory / f"{secret}.conf").touch()
+    found = proof.whereabouts(secret, stage.directory)
+    assert any(each == "the log careless.log" for each in found)
+    assert any(each.endswith(f"{secret}.conf") for each in found)
 
 
 def test_a_step_that_fails_is_named_and_ends_the_play(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:

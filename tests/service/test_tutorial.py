@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -37,26 +38,23 @@ def test_the_document_has_every_line_of_the_old_tutorial() -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 def test_every_command_prints_what_the_document_shows(tmp_path: Path) -> None:
-    servers: list[Server] = []
-    with Lab(tmp_path) as lab:
-        try:
-            for typed in read(TUTORIAL):
-                _type(lab, typed, servers)
-        finally:
-            statuses = {server.typed.command: server.end() for server in reversed(servers)}
-        for command, status in statuses.items():
-            assert status == 0 or command.startswith("iperf"), command
+    with Lab(tmp_path) as lab, ExitStack() as ends:
+        for typed in read(TUTORIAL):
+            _type(lab, typed, ends)
 
 
-def _type(lab: Lab, typed: Typed, servers: list[Server]) -> None:
+def _type(lab: Lab, typed: Typed, ends: ExitStack) -> None:
     if typed.file:
         lab.write(typed)
     elif typed.stays:
-        server = Server(lab, typed)
-        servers.append(server)
-        assert server.matches(), f"{typed.host}$ {typed.command}\n{server.output()}"
-        if typed.interrupted:
-            assert servers.pop().end() == 0, typed.command
+        with ExitStack() as interrupted:
+            server = Server(lab, typed)
+            (interrupted if typed.interrupted else ends).callback(_end, server)
+            assert server.matches(), f"{typed.host}$ {typed.command}\n{server.output()}"
     else:
         output = lab.run(typed)
         assert typed.pattern.fullmatch(output), f"{typed.host}$ {typed.command}\n{output}"
+
+
+def _end(server: Server) -> None:
+    assert server.end() == 0, server.typed.command
