@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -133,29 +133,37 @@ async def churn(gateway: Gateway, rounds: int) -> Churn:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes: the daemon before any request, and one active tunnel's share of daemon and data server.
+    """Bytes: the daemon before any request, and what active tunnels cost in the daemon and in data servers.
 
-    ``idle_rss`` counts shared pages whole, ``tunnel_data_server`` (PSS) in proportion.
+    RSS counts shared pages whole, PSS in proportion. ``first``: growth of the
+    daemon's RSS at its first tunnel; ``further``: at each one after that.
     """
 
     idle_rss: int
     idle_pss: int
-    tunnel_daemon: float
-    tunnel_data_server: float
+    first: int
+    further: float
+    data_server: float
 
 
 async def memory(gateway: Gateway, tunnels: int, target: int) -> Memory:
-    """Measure the fresh gateway, then with so many tunnels, which are released again."""
+    """Measure the fresh gateway, with one tunnel, then with so many more; all are released again."""
     pid = gateway.process.pid
     idle_rss, idle_pss = proc.rss(pid), proc.pss([pid])
-    uids = [Uid.random().reveal() for _ in range(tunnels)]
+    uids = [Uid.random().reveal() for _ in range(tunnels + 1)]
     async with connected(gateway) as connection:
-        for uid in uids:
-            await _reserve(connection, uid, Role.PROD, f"{INBOUND}:{target}")
-            await connection.update(uid, Role.PROD.value, [f"{INBOUND}:{target}"])
-        await asyncio.sleep(_SETTLE_SECONDS)
-        grown = proc.rss(pid) - idle_rss
-        servers = proc.pss(gateway.data_servers)
+        await _activate(connection, uids[:1], target)
+        first = proc.rss(pid)
+        await _activate(connection, uids[1:], target)
+        further, servers = proc.rss(pid) - first, proc.pss(gateway.data_servers)
         for uid in uids:
             await connection.release(uid)
-    return Memory(idle_rss, idle_pss, grown / tunnels, servers / tunnels)
+    return Memory(idle_rss, idle_pss, first - idle_rss, further / tunnels, servers / (tunnels + 1))
+
+
+async def _activate(connection: Connection, uids: Sequence[str], target: int) -> None:
+    """Open an inbound tunnel for each UID, and give their data servers time to settle."""
+    for uid in uids:
+        await _reserve(connection, uid, Role.PROD, f"{INBOUND}:{target}")
+        await connection.update(uid, Role.PROD.value, [f"{INBOUND}:{target}"])
+    await asyncio.sleep(_SETTLE_SECONDS)

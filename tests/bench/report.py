@@ -66,8 +66,8 @@ server application.
 {churn}
 ## Memory
 
-RSS counts memory that is shared with other processes whole, PSS in proportion. {tunnels} tunnels with one listener
-each were open; a tunnel is one side, on one gateway.
+RSS counts memory that is shared with other processes whole, PSS in proportion. A first tunnel and
+{tunnels} further ones were open, with one listener each; a tunnel is one side, on one gateway.
 
 {memory}
 ## Starting

@@ -109,8 +109,9 @@ def memory(results: Results) -> str:
     rows = [
         ["idle daemon, RSS", *(f"{each.idle_rss / 1e6:.1f}" for each in found)],
         ["idle daemon, PSS", *(f"{each.idle_pss / 1e6:.1f}" for each in found)],
-        ["a tunnel's data server, PSS", *(f"{each.tunnel_data_server / 1e6:.2f}" for each in found)],
-        ["a tunnel's share of the daemon, growth of RSS", *(f"{each.tunnel_daemon / 1e6:.3f}" for each in found)],
+        ["its growth at the first tunnel, RSS", *(f"{each.first / 1e6:.1f}" for each in found)],
+        ["its growth at each further tunnel, RSS", *(f"{each.further / 1e6:.3f}" for each in found)],
+        ["a tunnel's data server, PSS", *(f"{each.data_server / 1e6:.2f}" for each in found)],
     ]
     return _table(["MB", *TYPES], rows)
 
