@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from dataclasses import dataclass
@@ -12,10 +13,25 @@ from typing import Any
 from tests.demo import proof
 from tests.demo.stage import Running, Stage, StepFailed
 
-INBOUND, OUTBOUND, TAP, APPLICATION = "127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.1"
 _UID_FILE = "uid"
 # Short: the data servers' control sockets lie below, and unix(7) limits a socket's path to 108 bytes.
 _RUNTIME = {"inbound": "i", "outbound": "o"}
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """The loopback addresses that stand for four hosts."""
+
+    application: str
+    inbound: str
+    outbound: str
+    tap: str
+
+    @classmethod
+    def of_process(cls) -> Hosts:
+        """A network of our own in 127.0.0.0/8, so that another demo on this host meets none of our ports."""
+        number = os.getpid()
+        return cls(*(f"127.{number // 250 % 250 + 1}.{number % 250}.{host}" for host in range(1, 5)))
 
 
 @dataclass(frozen=True)
@@ -35,17 +51,18 @@ class Gateway:
 class Pair:
     """An inbound and an outbound gateway; ``listeners`` are all that they and their tunnels ever listened on."""
 
-    def __init__(self, stage: Stage, port_range: str, *options: str) -> None:
+    def __init__(self, stage: Stage, hosts: Hosts, port_range: str, *options: str) -> None:
         """Start both; ``options`` are further ones of s2cs."""
         self._stage = stage
+        self._hosts = hosts
         self.listeners: list[str] = []
         self.inbound: list[str] = []
         self.outbound: list[str] = []
         self._tap: Running | None = None
         line = ["--port=0", f"--port-range={port_range}", *options]
         self._gateways = [
-            self._gateway("inbound", INBOUND, "--type=Haproxy", *line),
-            self._gateway("outbound", OUTBOUND, "--type=Nginx", *line),
+            self._gateway("inbound", hosts.inbound, "--type=Haproxy", *line),
+            self._gateway("outbound", hosts.outbound, "--type=Nginx", *line),
         ]
 
     def _gateway(self, name: str, address: str, *options: str) -> Gateway:
@@ -76,10 +93,10 @@ class Pair:
     def open(self, receiver_ports: list[str], marker: str, *options: str) -> None:
         """Both requests. The outbound tunnel is told of the tap in place of the last inbound listener."""
         incoming, outgoing = self._gateways
-        application = ["--remote-ip", APPLICATION, "--receiver-ports", ",".join(receiver_ports)]
+        application = ["--remote-ip", self._hosts.application, "--receiver-ports", ",".join(receiver_ports)]
         self.inbound = self._request(incoming.line("inbound-request", *application, "--uid-file", _UID_FILE, *options))
         self._tap = self._stage.start(
-            "wiretap", sys.executable, "-m", "tests.demo.tap", f"{TAP}:0", self.inbound[-1], marker
+            "wiretap", sys.executable, "-m", "tests.demo.tap", f"{self._hosts.tap}:0", self.inbound[-1], marker
         )
         tapped = self._tap.expect(r"listening on (\S+)$")[1]
         self.listeners.append(tapped)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.demo import proof
-from tests.demo.pair import APPLICATION, INBOUND, OUTBOUND, Pair
+from tests.demo.pair import Hosts, Pair
 from tests.demo.stage import Running, Stage, StepFailed
 
 _ATTEMPTS = 5
@@ -26,6 +26,7 @@ class Demo:
         self._mebibytes = mebibytes
         self._seconds = seconds
         self._port_range = port_range
+        self._hosts = Hosts.of_process()
         # In every line of the file; nobody else's bytes hold it.
         self._marker = f"plaintext-{secrets.token_hex(8)}"
         self._pairs: list[Pair] = []
@@ -49,12 +50,12 @@ class Demo:
         ]
 
     def _certificates(self) -> str:
-        for name, address in (("inbound", INBOUND), ("outbound", OUTBOUND)):
+        for name, address in (("inbound", self._hosts.inbound), ("outbound", self._hosts.outbound)):
             self._stage.run("s2ctl", "cert", "create", "--ip", address, "--out", f"{name}.crt", "--key", f"{name}.key")
         return "one each, made by s2ctl"
 
     def _gateways(self) -> str:
-        self._pairs.append(Pair(self._stage, self._port_range))
+        self._pairs.append(Pair(self._stage, self._hosts, self._port_range))
         return self._pair.controls
 
     @property
@@ -101,7 +102,7 @@ class Demo:
 
     def _tap_sees(self) -> str:
         self._pair.end()
-        self._pairs.append(Pair(self._stage, self._port_range, "--allow-security=none"))
+        self._pairs.append(Pair(self._stage, self._hosts, self._port_range, "--allow-security=none"))
         self._pair.open([self._receive()], self._marker, "--security=none")
         self._send(min(_PLAIN_MEBIBYTES, self._mebibytes))
         seen = self._pair.hang_up_tap()
@@ -125,18 +126,18 @@ class Demo:
     def _iperf_server(self) -> str:
         """Its port. It takes no port 0: a free one is looked for, and another one where that was lost meanwhile."""
         for _ in range(_ATTEMPTS):
-            with socket.create_server((APPLICATION, 0)) as probe:
+            with socket.create_server((self._hosts.application, 0)) as probe:
                 port = str(probe.getsockname()[1])
-            line = ["iperf3", "--server", "--bind", APPLICATION, "--port", port, "--forceflush"]
+            line = ["iperf3", "--server", "--bind", self._hosts.application, "--port", port, "--forceflush"]
             self._iperf = self._stage.start("iperf3 server", *line)
             if "listening" in self._iperf.expect("Server listening|already in use")[0]:
-                self._application.append(f"{APPLICATION}:{port}")
+                self._application.append(f"{self._hosts.application}:{port}")
                 return port
         raise StepFailed("iperf3 found no free port")
 
     def _receive(self) -> str:
         """Start the receiver of a file; returns its port."""
-        line = [sys.executable, "-m", "tests.demo.stream", "receive", f"{APPLICATION}:0", self._marker]
+        line = [sys.executable, "-m", "tests.demo.stream", "receive", f"{self._hosts.application}:0", self._marker]
         self._receiver = self._stage.start("receiver", *line)
         listening = self._receiver.expect(r"listening on (\S+)$")
         self._stage.say(listening[0])
