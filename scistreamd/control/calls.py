@@ -33,6 +33,9 @@ Headers = list[tuple[str, str]]
 _Message = TypeVar("_Message")
 
 _STOPPING = "the control server is stopping"
+_OVERDUE = "the deadline that the caller set has passed"
+# Seconds; a caller that gives less does not wait for an answer, and none is worked for.
+_SHORTEST = 0.001
 
 # gRPC over HTTP/2: TimeoutValue is a positive integer of at most 8 digits.
 _TIMEOUT = re.compile(r"[0-9]{1,8}[HMSmun]", re.ASCII)
@@ -142,7 +145,11 @@ class Calls(AbstractHandler):
         if timeout is None:
             await self._handle(stream, headers)
             return
-        timer = asyncio.get_running_loop().call_later(decode_timeout(timeout), _overdue, stream)
+        seconds = decode_timeout(timeout)
+        if seconds < _SHORTEST:
+            await _answer(stream, Status.DEADLINE_EXCEEDED, _OVERDUE)
+            return
+        timer = asyncio.get_running_loop().call_later(seconds, _overdue, stream)
         try:
             await self._handle(stream, headers)
         finally:
@@ -172,7 +179,7 @@ class Calls(AbstractHandler):
 
 def _overdue(stream: Stream) -> None:
     if stream.wrapper is not None:
-        stream.wrapper.cancel(GRPCError(Status.DEADLINE_EXCEEDED, "the deadline that the caller set has passed"))
+        stream.wrapper.cancel(GRPCError(Status.DEADLINE_EXCEEDED, _OVERDUE))
 
 
 def _harmless(headers: Headers) -> Headers:

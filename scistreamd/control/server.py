@@ -44,7 +44,8 @@ class ControlServer:
     async def start(self, sockets: Iterable[socket.socket], context: ssl.SSLContext | None) -> None:
         """Accept on every socket; they are bound stream sockets and belong to the server from now on.
 
-        ``context`` is None for plaintext HTTP/2.
+        ``context`` is None for plaintext HTTP/2. Raises OSError where one
+        cannot listen; then none does, and those taken are closed.
         """
         self._context = context
         # At DEBUG hpack writes out every header, and with them the tokens of callers.
@@ -59,7 +60,11 @@ class ControlServer:
                 protocol=lambda caller, ticket: self._session(methods, caller, ticket),
             )
             self._doors.append(door)
-            door.open()
+            try:
+                door.open()
+            except OSError:
+                await self.close(0)
+                raise
 
     def replace_context(self, context: ssl.SSLContext) -> None:
         """Use another certificate for new connections; those that exist keep theirs."""

@@ -169,6 +169,8 @@ def bound(host: str = HOST) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, candidate))
+            # With SO_REUSEADDR another may bind the same until one of us listens.
+            listener.listen()
             return listener
         except OSError:
             listener.close()

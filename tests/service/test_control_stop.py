@@ -1,12 +1,33 @@
-"""The end of the control port: waiting calls are told, calls at work may finish, nothing is left."""
+"""The ends of the control port: of its life, where waiting calls are told, and of its file descriptors."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
+import resource
+import socket
 
 import h2.events
+import pytest
 
-from .control_kit import Raw, control_port, framed, new_uid, release, request, text, until, update
+from scistreamd.control.server import ControlServer
+
+from .control_kit import (
+    Bench,
+    Doorman,
+    Raw,
+    bound,
+    control_port,
+    framed,
+    new_uid,
+    release,
+    request,
+    still_serves,
+    text,
+    until,
+    update,
+)
 
 UNAVAILABLE, OK = 14, 0
 
@@ -68,3 +89,35 @@ async def test_start_and_stop_again_and_again() -> None:
     for _ in range(20):
         async with control_port() as port, Raw.to(port) as raw:
             assert (await raw.exchange("/scistream.Control/release", release(new_uid())))[0] == OK
+
+
+async def test_without_file_descriptors_it_rests_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with control_port() as port:
+        # They wait in the backlog: this thread has not let the server accept yet.
+        peers = [socket.create_connection((port.host, port.number)) for _ in range(3)]
+        highest = max(int(fd) for fd in os.listdir("/proc/self/fd"))
+        holders = [os.dup(peers[0].fileno()) for _ in range(20)]
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(highest, min(holders)), hard))
+            await until(lambda: "cannot accept" in caplog.text)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            for fd in holders:
+                os.close(fd)
+        assert port.server.connections == 0
+        await until(lambda: port.server.connections == 3)
+        await still_serves(port)
+        for peer in peers:
+            peer.close()
+        assert [record.levelno for record in caplog.records if "cannot accept" in record.getMessage()] == [
+            logging.WARNING
+        ]
+
+
+async def test_a_socket_that_cannot_listen_takes_the_others_down() -> None:
+    good, bad = bound(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    server = ControlServer(Bench(), Doorman())
+    with pytest.raises(OSError):
+        await server.start([good, bad], None)
+    assert good.fileno() == bad.fileno() == -1
