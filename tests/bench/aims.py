@@ -113,7 +113,8 @@ def _wall(name: str, runs: Sequence[Took], results: Results) -> Aim:
     server = results.over(lambda each: each.requests[DEFAULT_TYPE].reserve + each.requests[DEFAULT_TYPE].update_in)
     why = (
         f"s2uc itself used {cpu.median * 1000:.0f} ms of a processor, its gateway took {server.median * 1000:.0f} ms "
-        f"from req to the answer of update, the rest is waiting for a processor. {_why_starting(results, 's2uc')}"
+        f"from req to the answer of update; what remains is waiting, for a processor or for the other. "
+        f"{_why_starting(results, 's2uc')}"
     )
     what = f"`s2uc {name}-request`, wall time (SciStream 1.2: 1.0 s, as given)"
     return _aim(what, f"under {S2UC_SECONDS} s", f"{took.show(3)} s", took.median < S2UC_SECONDS, why)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from tests.bench.gateways import Pair
-from tests.bench.rig import INBOUND, OUTBOUND, Rig, Spawned, accepts, program
+from tests.bench.rig import INBOUND, OUTBOUND, BenchError, Rig, Spawned, accepts, program
 
 DIRECT = "direct"
 NULL = "1.2 NULL"
@@ -24,6 +26,9 @@ foreground = yes
 pid =
 """
 
+# Of the client side, at debug = 7: "TLSv1.2 ciphersuite: ECDHE-PSK-NULL-SHA (0-bit encryption)".
+_CIPHER = re.compile(r"ciphersuite: (\S+)")
+
 
 @dataclass(frozen=True)
 class Chain:
@@ -35,6 +40,14 @@ class Chain:
     echo_port: int
     outbound: tuple[int, ...] = ()
     inbound: tuple[int, ...] = ()
+    log: Path | None = None
+
+    def cipher(self) -> str:
+        """What Stunnel's ends agreed on, once something went through; BenchError where its log does not say."""
+        found = _CIPHER.search(self.log.read_text(errors="replace") if self.log else "")
+        if found is None:
+            raise BenchError(f"no log tells the cipher of {self.name}")
+        return found[1]
 
 
 def build(rig: Rig, pairs: Sequence[Pair]) -> list[Chain]:
@@ -65,7 +78,7 @@ def _null(rig: Rig) -> Chain:
     for host, process in ((INBOUND, inbound), (OUTBOUND, outbound)):
         process.wait_for(partial(_all_accept, host, ports.null), "stunnel of SciStream 1.2")
     stream, echo = ports.null
-    return Chain(NULL, OUTBOUND, stream, echo, (outbound.pid,), (inbound.pid,))
+    return Chain(NULL, OUTBOUND, stream, echo, (outbound.pid,), (inbound.pid,), outbound.log)
 
 
 def _all_accept(host: str, ports: Sequence[int]) -> bool:

@@ -56,7 +56,7 @@ def _system() -> str:
 def _first_line(argv: list[str]) -> str:
     done = subprocess.run([program(argv[0]), *argv[1:]], capture_output=True, text=True, stdin=subprocess.DEVNULL)
     lines = [line for line in (done.stdout + done.stderr).splitlines() if any(map(str.isdigit, line))]
-    return lines[0].partition(" - http")[0].strip() if lines else "unknown"
+    return lines[0].partition(" - http")[0].partition(" (Library")[0].strip() if lines else "unknown"
 
 
 def _commit() -> str:

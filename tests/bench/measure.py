@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from tests.bench import calls, dataplane, gateways, startup
-from tests.bench.chains import Chain, build
+from tests.bench.chains import NULL, Chain, build
 from tests.bench.environment import describe
 from tests.bench.gateways import DEFAULT_TYPE, TYPES, Certificate, Pair
 from tests.bench.results import Asked, Extent, Results, Round
@@ -41,6 +41,7 @@ def run(rig: Rig, extent: Extent) -> Results:
     chains = build(rig, pairs)
     for number in range(extent.rounds):
         results.rounds.append(_round(rig, made, number, extent, chains, pairs))
+    results.null_cipher = next(chain.cipher() for chain in chains if chain.name == NULL)
     results.imports["s2uc"] = startup.imports_of_s2uc(pairs[0].inbound, rig.ports.echo)
     results.imports["s2cs"] = startup.imports_of_s2cs(rig, made, _START, DEFAULT_TYPE)
     results.seconds = time.monotonic() - began

@@ -62,6 +62,7 @@ class Results:
     memory: dict[str, Memory] = field(default_factory=dict)
     imports: dict[str, Imports] = field(default_factory=dict)
     churn: Churn | None = None
+    null_cipher: str = ""
     seconds: float = 0.0
 
     def over(self, value: Callable[[Round], float]) -> Spread:
