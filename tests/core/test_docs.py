@@ -11,6 +11,7 @@ import pytest
 from scistreamd.cli import s2cs, s2ctl, s2uc
 from scistreamd.cli.options import Parser
 from scistreamd.config import Settings
+from scistreamd.dataserver.common import IDLE_DAYS
 from scistreamd.errors import Code
 
 ROOT = Path(__file__).parent.parent.parent
@@ -107,6 +108,7 @@ def test_limits_in_the_differences_are_those_of_the_settings() -> None:
         f"{quotas.ports_per_request} listeners a request, {quotas.tunnels_per_peer} tunnels a peer, "
         f"{quotas.pending} requests that wait"
     ) in said
+    assert f"**Idle streams** live for {IDLE_DAYS} days" in said
 
 
 def test_every_module_has_its_place_in_the_table_of_parts() -> None:

@@ -62,7 +62,7 @@ def _play(stage: Stage, steps: list[tuple[str, Callable[[], str]]]) -> int:
         started = time.monotonic()
         try:
             said = work()
-        except StepFailed as failure:
+        except (StepFailed, OSError) as failure:
             print(f"\nFAILED in step {number} ({title}): {failure}", file=sys.stderr)
             print(stage.last_words(), file=sys.stderr, flush=True)
             return _FAILED
