@@ -48,6 +48,9 @@ def _bound(endpoint: Endpoint, kind: socket.SocketKind) -> socket.socket:
             # Else the closed connections of the tunnel before keep the port for a minute (TIME_WAIT).
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((str(endpoint.address), endpoint.port))
+        # nginx leaves inherited sockets as they are: a worker that another one beat to a connection would
+        # hang in accept(2), and its streams with it.
+        bound.setblocking(False)
     except OSError as problem:
         bound.close()
         raise _explained(problem, endpoint) from problem

@@ -15,7 +15,9 @@ from typing import cast
 import pytest
 import pytest_asyncio
 
+from scistreamd import sockets
 from scistreamd.errors import Code, ScistreamError
+from scistreamd.interfaces import Bind
 from scistreamd.keys import TunnelKeys
 from scistreamd.model import Endpoint, Role, Security, Uid
 from scistreamd.process import ProcessLauncher
@@ -282,6 +284,20 @@ async def dropped(by: Endpoint, greeting: bytes) -> None:
         writer.write(greeting)
         with contextlib.suppress(ConnectionError):
             await reader.read()
+
+
+def test_inherited_sockets_do_not_block() -> None:
+    """nginx does not see to it: a worker hung in accept(2), with its streams, when another was faster."""
+    with contextlib.ExitStack() as stack:
+        bind = Bind(endpoint("127.0.0.1", free_port()), udp=True)
+        held = [stack.enter_context(each) for each in sockets.hold([bind], 60)]
+        assert [os.get_blocking(each.fileno()) for each in held] == [False, False]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 class Datagrams(asyncio.DatagramProtocol):
