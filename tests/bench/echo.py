@@ -1,4 +1,4 @@
-"""A server that sends back what it receives: `python -m tests.bench.echo ADDRESS PORT`."""
+"""A server that sends back what it receives: `python echo.py ADDRESS PORT`."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from tests.bench import calls, dataplane, gateways, startup
@@ -14,7 +15,7 @@ from tests.bench.chains import NULL, Chain, build
 from tests.bench.environment import describe
 from tests.bench.gateways import DEFAULT_TYPE, TYPES, Certificate, Pair
 from tests.bench.results import Asked, Extent, Results, Round
-from tests.bench.rig import BIN, INBOUND, Rig, accepts
+from tests.bench.rig import INBOUND, Rig, accepts
 
 # Gateways beside the pairs 0, 1, 2: each has a control port and a port range of its own.
 _CHURN, _START, _MEMORY = 4, 5, 6
@@ -49,7 +50,7 @@ def run(rig: Rig, extent: Extent) -> Results:
 
 
 def _echo_server(rig: Rig) -> None:
-    echo = rig.start([str(BIN / "python"), "-m", "tests.bench.echo", INBOUND, str(rig.ports.echo)])
+    echo = rig.start([sys.executable, str(Path(__file__).parent / "echo.py"), INBOUND, str(rig.ports.echo)])
     echo.wait_for(lambda: accepts(INBOUND, rig.ports.echo), "the echo server")
 
 
