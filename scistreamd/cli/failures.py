@@ -40,8 +40,11 @@ class Refused(ScistreamError):
         self.unknown = unknown
 
 
-def of_status(status: int, message: str, call: str) -> Refused:
-    """The failure behind a gRPC status (grpc/statuscodes); the message is the server's."""
+def of_status(status: int, message: str, call: str, hint: str = "") -> Refused:
+    """The failure behind a gRPC status (grpc/statuscodes); message and hint are the server's."""
+    if hint and status in _STATUS:
+        # Our gateways repeat the hint at the end of the message, for clients that show nothing else.
+        return Refused(_STATUS[status], message.removesuffix(f" ({hint})"), hint, unknown=False)
     said = message or f"the gateway refused {call} without a reason (gRPC status {status})"
     if status == _UNKNOWN and "entry not found" in message:
         hint = "was the UID copied whole, and is this the gateway of that tunnel?"
@@ -49,9 +52,7 @@ def of_status(status: int, message: str, call: str) -> Refused:
     if status == _UNKNOWN and "Entry already found" in message:
         return Refused(Code.ALREADY_EXISTS, said, "release the tunnel of this UID first", unknown=True)
     code = _STATUS.get(status, Code.INTERNAL)
-    # Our gateways put their own advice in parentheses at the end: str(ScistreamError).
-    advice = "" if said.endswith(")") else _HINTS.get(code, "")
-    hint = "the gateway's log may say more" if status == _UNKNOWN else advice
+    hint = "the gateway's log may say more" if status == _UNKNOWN else _HINTS.get(code, "")
     return Refused(code, said, hint, unknown=status == _UNKNOWN)
 
 

@@ -6,7 +6,8 @@ import asyncio
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import unquote
 
 from grpclib.client import Channel, UnaryUnaryMethod
 from grpclib.encoding.proto import ProtoCodec
@@ -18,7 +19,14 @@ from scistreamd.cli.trust import Trust
 from scistreamd.control import scistream_pb2 as pb
 from scistreamd.model import Target
 
+if TYPE_CHECKING:
+    from multidict import MultiDict
+
+    Metadata = MultiDict[str | bytes]
+
 CONNECT_SECONDS = 10.0
+# Beside the answers of our gateways, percent-encoded: docs/wire-protocol.md.
+HINT, WARNING = "scistream-hint", "scistream-warning"
 # What deployed clients send where no login gave them a token.
 NO_TOKEN = "INVALID_TOKEN"  # noqa: S105 - it stands for having none
 
@@ -102,13 +110,30 @@ class Gateway:
         method = UnaryUnaryMethod(self._channel, f"/scistream.Control/{name}", type(message), answer)
         metadata = {"authorization": NO_TOKEN, **(options or {})}
         try:
-            return await method(message, metadata=metadata)
+            async with method.open(metadata=metadata) as stream:
+                await stream.send_message(message, end=True)
+                reply = await stream.recv_message()
+                self._tell_warnings(stream.initial_metadata)
         except GRPCError as error:
-            raise failures.of_status(error.status.value, error.message or "", name) from None
+            hint = _of_ours(stream.trailing_metadata, HINT)
+            raise failures.of_status(error.status.value, error.message or "", name, "".join(hint)) from None
         except (StreamTerminatedError, ProtocolError, H2Error) as error:
             raise failures.of_break(str(error), self.address, self._trust) from None
         except OSError as error:
             raise failures.of_connection(error, self.address, self._trust) from None
+        if reply is None:
+            raise failures.of_break("no message in the answer", self.address, self._trust)
+        return reply
+
+    def _tell_warnings(self, metadata: Metadata | None) -> None:
+        for warning in _of_ours(metadata, WARNING):
+            self._note(f"WARNING: {warning}")
+
+
+def _of_ours(metadata: Metadata | None, key: str) -> list[str]:
+    """What our gateways say beside an answer; a SciStream 1.2 server says nothing there."""
+    values = metadata.getall(key, []) if metadata is not None else []
+    return [unquote(value) for value in values if isinstance(value, str)]
 
 
 async def _close(channel: Channel) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Protocol, TypeVar
+from urllib.parse import quote
 
 from google.protobuf.message import Message
 from grpclib.const import Cardinality, Handler, Status
@@ -59,6 +60,7 @@ class Trail:
     def __init__(self, call: str) -> None:
         self.call = call
         self.tunnel = "-"
+        self.warnings: tuple[str, ...] = ()
         self.caller = CALLER.get()
 
     def close(self, outcome: str) -> None:
@@ -91,7 +93,13 @@ class ControlService:
         reply: type[_Reply],
     ) -> Handler:
         async def call(stream: Stream[_Request, _Reply]) -> None:
-            await _deliver(stream, await _outcome(stream, Trail(name), step), self._send_seconds)
+            trail = Trail(name)
+            try:
+                reply = await _outcome(stream, trail, step)
+            except Refusal as refusal:
+                await refusal.send(stream)
+            else:
+                await _deliver(stream, reply, trail.warnings, self._send_seconds)
 
         return Handler(call, Cardinality.UNARY_UNARY, request, reply)
 
@@ -99,7 +107,9 @@ class ControlService:
         call = wire.parse_req(message, metadata)
         trail.tunnel = call.uid.id
         grant = self._gate.admit(trail.caller, Verb.CREATE)
-        return wire.response(await self._tunnels.request(grant, call.uid, call.role, call.count, call.options))
+        answer = await self._tunnels.request(grant, call.uid, call.role, call.count, call.options)
+        trail.warnings = answer.warnings
+        return wire.response(answer)
 
     async def _hello(self, message: pb.Hello, metadata: wire.Metadata, trail: Trail) -> pb.AppResponse:
         call = wire.parse_hello(message, metadata)
@@ -118,6 +128,19 @@ class ControlService:
         trail.tunnel = uid.id
         await self._tunnels.release(self._gate.admit(trail.caller, Verb.RELEASE), uid)
         return pb.Response()
+
+
+class Refusal(GRPCError):
+    """A no of ours: the hint stands in the message, for deployed clients show that alone, and beside it."""
+
+    def __init__(self, error: ScistreamError) -> None:
+        super().__init__(Status(error.code.grpc_status), wire.veiled(str(error)))
+        self._hint = wire.veiled(error.hint)
+
+    async def send(self, stream: Stream[Any, Any]) -> None:
+        """Answer with trailers alone."""
+        metadata = [(wire.HINT, quote(self._hint))] if self._hint else []
+        await stream.send_trailing_metadata(status=self.status, status_message=self.message, metadata=metadata)
 
 
 async def _outcome(
@@ -139,7 +162,7 @@ async def _outcome(
         raise
     except ScistreamError as error:
         trail.close(f"{error.code.name} {wire.veiled(error.message)}")
-        raise GRPCError(Status(error.code.grpc_status), wire.veiled(str(error))) from None
+        raise Refusal(error) from None
     except Exception:
         incident = secrets.token_hex(4)
         trail.close(f"INTERNAL incident {incident}")
@@ -149,8 +172,9 @@ async def _outcome(
     return reply
 
 
-async def _deliver(stream: Stream[Any, _Reply], reply: _Reply, seconds: float) -> None:
+async def _deliver(stream: Stream[Any, _Reply], reply: _Reply, warnings: Iterable[str], seconds: float) -> None:
     try:
+        await stream.send_initial_metadata(metadata=[(wire.WARNING, quote(warning)) for warning in warnings])
         await asyncio.wait_for(stream.send_message(reply), seconds)
     except asyncio.TimeoutError:
         raise GRPCError(Status.DEADLINE_EXCEEDED, "the caller did not take the reply") from None

@@ -20,6 +20,8 @@ MAX_ENTRIES = 1000
 MAX_LIFETIME = 10 * 365 * 24 * 3600
 MAX_LABEL = 64
 
+# What we say beside an answer, percent-encoded; deployed clients do not look there.
+HINT, WARNING = "scistream-hint", "scistream-warning"
 PREFIX = "scistream-"
 TYPE = "scistream-type"
 SECURITY = "scistream-security"

@@ -28,6 +28,7 @@ ID = "0123456789ab"
 ECHO = """
 import os, signal, socket, sys
 listener = socket.socket(fileno=3)
+listener.settimeout(3600)  # it is non-blocking, as inherited sockets may be
 config = open(sys.argv[1]).read()
 def reload(*_):
     global config

@@ -317,6 +317,16 @@ async def test_our_own_client_end_to_end(tmp_path: Path) -> None:
             assert uid not in err
 
 
+async def test_the_gateway_warns_of_a_public_uid(tmp_path: Path) -> None:
+    async with gateway(tmp_path, "127.0.0.2", "--type=Nginx", "--port-range=26300-26309") as here:
+        status, _, err = await s2uc(
+            here.certificate.parent, "inbound-request", "--mock", "True", "--s2cs", here.s2cs, "--remote-ip=127.0.0.1",
+            "--receiver-ports=26399",
+        )  # fmt: skip
+        assert status == 0
+        assert "s2uc: note: WARNING: this UID is published in the SciStream tutorial" in err
+
+
 async def strangers(here: Gateway) -> list[socket.socket]:
     """Clients that open a connection and do nothing useful with it."""
     stuck = []
