@@ -54,12 +54,32 @@ class Typed:
         """Whether it serves in the foreground, so that the reader goes on in another terminal."""
         return bool(re.match(r"s2cs (?!.*;)|iperf -s", self.command))
 
-    @property
-    def pattern(self) -> re.Pattern[str]:
-        """What the real output must match."""
-        lines = self.output[:-1] if self.interrupted else self.output
-        parts = [r"(?:.*\n)*?" if line == "..." else _loosely(line) + r"[ \t]*\n" for line in lines]
-        return re.compile("".join(parts))
+    def shows(self, output: str) -> bool:
+        """Whether this is the output that the document shows.
+
+        Notes are compared for themselves: they are on standard error, and what
+        a gateway says may come before or after a line of standard output.
+        """
+        expected = self.output[:-1] if self.interrupted else self.output
+        real_notes, real = _apart(output.splitlines())
+        notes, lines = _apart(expected)
+        return bool(_pattern(lines).fullmatch(_text(real))) and bool(
+            _pattern(sorted(notes)).fullmatch(_text(sorted(real_notes)))
+        )
+
+
+def _apart(lines: list[str]) -> tuple[list[str], list[str]]:
+    """The notes of our tools, and all other lines."""
+    notes = [line for line in lines if re.match(r"s2(cs|uc|ctl): note: ", line)]
+    return notes, [line for line in lines if line not in notes]
+
+
+def _text(lines: list[str]) -> str:
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _pattern(lines: list[str]) -> re.Pattern[str]:
+    return re.compile("".join(r"(?:.*\n)*?" if line == "..." else _loosely(line) + r"[ \t]*\n" for line in lines))
 
 
 def _loosely(line: str) -> str:
@@ -123,9 +143,9 @@ class Server:
     def matches(self) -> bool:
         """Whether its output becomes what the document shows."""
         deadline = time.monotonic() + _SECONDS
-        while not self.typed.pattern.match(self.output()):
+        while not self.typed.shows(self.output()):
             if self.process.poll() is not None or time.monotonic() > deadline:
-                return bool(self.typed.pattern.match(self.output()))
+                return self.typed.shows(self.output())
             time.sleep(_POLL)
         return True
 

@@ -53,7 +53,7 @@ def _type(lab: Lab, typed: Typed, ends: ExitStack) -> None:
             assert server.matches(), f"{typed.host}$ {typed.command}\n{server.output()}"
     else:
         output = lab.run(typed)
-        assert typed.pattern.fullmatch(output), f"{typed.host}$ {typed.command}\n{output}"
+        assert typed.shows(output), f"{typed.host}$ {typed.command}\n{output}"
 
 
 def _end(server: Server) -> None:
