@@ -6,7 +6,7 @@ Nothing here opens anything.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Protocol
@@ -164,6 +164,18 @@ class PortsBusy(Exception):
         self.reason = reason
 
 
+@dataclass(frozen=True)
+class Told:
+    """What a launcher tells the manager of a tunnel, each at most once, with the reason.
+
+    ``failed``: a data server that had been accepted cannot be kept running.
+    ``ended``: somebody else ended the tunnel: by hand, or its lifetime did.
+    """
+
+    failed: Callable[[str], None]
+    ended: Callable[[str], None]
+
+
 class Held(Protocol):
     """A tunnel's listeners, held against other programs, and the data server on them.
 
@@ -173,6 +185,10 @@ class Held(Protocol):
     @property
     def places(self) -> Places:
         """Where the tunnel's files are for its data server."""
+
+    @property
+    def unit(self) -> str:
+        """The systemd unit that runs the data server, or an empty string."""
 
     async def rebind(self, binds: Sequence[Bind]) -> None:
         """Hold these listeners instead, before the first `serve`.
@@ -187,6 +203,12 @@ class Held(Protocol):
         reason; a data server that ran before runs on as it was.
         """
 
+    async def limit(self, seconds: float) -> None:
+        """See to it that the tunnel ends after so long from now also without the daemon; 0: no limit.
+
+        Replaces the limit before. Where the tunnel ends with the daemon anyway, this does nothing.
+        """
+
     async def close(self, drain: float = 0) -> None:
         """End the data server, free the ports, remove the files; safe to call twice.
 
@@ -198,13 +220,24 @@ class Held(Protocol):
 class Launcher(Protocol):
     """Runs data servers: as children of the daemon, or as units of systemd."""
 
-    async def hold(self, tunnel_id: str, binds: Sequence[Bind], failed: Callable[[str], None]) -> Held:
+    @property
+    def outlives(self) -> bool:
+        """Whether tunnels outlive the daemon, and can be adopted by the next one."""
+
+    async def hold(self, tunnel_id: str, binds: Sequence[Bind], told: Told) -> Held:
         """Hold all listeners or none.
 
-        ``failed`` is called once with the reason when a data server that had
-        been accepted cannot be kept running. Raises PortsBusy, or
-        ScistreamError where an address is not this host's.
+        Raises PortsBusy, or ScistreamError where an address is not this host's.
         """
+
+    async def adopt(self, tunnel_id: str, binds: Sequence[Bind], program: Program | None, told: Told) -> Held | None:
+        """Take over a tunnel of the daemon before; None where nothing of it is left.
+
+        ``program``: what its data server was told last, None: `serve` had not been called.
+        """
+
+    async def strangers(self, known: Collection[str]) -> list[str]:
+        """What looks like a tunnel of ours and is not among the ``known`` ids; it is left alone."""
 
     def missing(self, server: DataServer) -> str:
         """Why this data server cannot run here, with what to install, or an empty string."""

@@ -17,7 +17,7 @@ from scistreamd.config import Settings
 from scistreamd.dataserver import DataServerType
 from scistreamd.errors import Code, ScistreamError, invalid
 from scistreamd.gate import Gate, Grant
-from scistreamd.interfaces import KeyMaker, Launcher, Plan
+from scistreamd.interfaces import KeyMaker, Launcher, Plan, Told
 from scistreamd.lifecycle import Event
 from scistreamd.model import Answer, Caller, IPAddress, Options, Role, State, Target, Uid
 from scistreamd.reservations import Reservations
@@ -158,7 +158,7 @@ class Manager:
         tunnel.undo.push_async_callback(self._ports.let_go, tunnel)
         try:
             address = self._listen_address(role, grant.caller)
-            await self._ports.hold(tunnel, launcher, address, lambda why: self._failed(tunnel, why))
+            await self._ports.hold(tunnel, launcher, address, self._told(tunnel))
         except BaseException:
             await tunnel.undo.aclose()
             raise
@@ -281,6 +281,12 @@ class Manager:
             raise
         if first and tunnel.options.lifetime:
             self._limit(tunnel, tunnel.options.lifetime, "its lifetime is over")
+
+    def _told(self, tunnel: Tunnel) -> Told:
+        def ended(why: str) -> None:
+            self._spawn(self._end(tunnel, why))
+
+        return Told(failed=lambda why: self._failed(tunnel, why), ended=ended)
 
     def _failed(self, tunnel: Tunnel, reason: str) -> None:
         tunnel.advance(Event.FAIL)

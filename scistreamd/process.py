@@ -14,13 +14,13 @@ import os
 import pwd
 import shutil
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from scistreamd import sockets
 from scistreamd.child import Child
 from scistreamd.errors import Code, ScistreamError
-from scistreamd.interfaces import Bind, DataServer, Places, Program
+from scistreamd.interfaces import Bind, DataServer, Places, Program, Told
 from scistreamd.places import make_places, write_file
 from scistreamd.readiness import Words
 
@@ -58,7 +58,19 @@ class ProcessLauncher:
             return ""
         return f"{server.name} needs the program {server.program}, which is not installed: install {server.package}"
 
-    async def hold(self, tunnel_id: str, binds: Sequence[Bind], failed: Callable[[str], None]) -> ProcessHeld:
+    @property
+    def outlives(self) -> bool:
+        """False: children end with the daemon."""
+        return False
+
+    async def adopt(self, tunnel_id: str, binds: Sequence[Bind], program: Program | None, told: Told) -> None:
+        """Nothing is ever left to adopt."""
+
+    async def strangers(self, known: Collection[str]) -> list[str]:
+        """None: what a killed daemon left has ended with it."""
+        return []
+
+    async def hold(self, tunnel_id: str, binds: Sequence[Bind], told: Told) -> ProcessHeld:
         """See `interfaces.Launcher.hold`."""
         with contextlib.ExitStack() as undo:
             held = sockets.hold(binds, self._keepalive_idle)
@@ -68,7 +80,7 @@ class ProcessLauncher:
             root = self._runtime / tunnel_id
             undo.callback(shutil.rmtree, root, ignore_errors=True)
             places = make_places(root, uid)
-            return ProcessHeld(self, tunnel_id, places=places, held=held, uid=uid, failed=failed, undo=undo.pop_all())
+            return ProcessHeld(self, tunnel_id, places=places, held=held, uid=uid, told=told, undo=undo.pop_all())
 
     @contextlib.contextmanager
     def _user(self) -> Iterator[int | None]:
@@ -115,7 +127,7 @@ class ProcessHeld:
         places: Places,
         held: list[socket.socket],
         uid: int | None,
-        failed: Callable[[str], None],
+        told: Told,
         undo: contextlib.ExitStack,
     ) -> None:
         """Made by `ProcessLauncher.hold`; ``undo`` frees what that took."""
@@ -124,7 +136,7 @@ class ProcessHeld:
         self._places = places
         self._sockets = held
         self._uid = uid
-        self._failed = failed
+        self._told = told
         self._undo = undo
         self._child: Child | None = None
         self._program: Program | None = None
@@ -135,6 +147,14 @@ class ProcessHeld:
     def places(self) -> Places:
         """Where the tunnel's files are."""
         return self._places
+
+    @property
+    def unit(self) -> str:
+        """None runs it."""
+        return ""
+
+    async def limit(self, seconds: float) -> None:
+        """Nothing to do: the tunnel ends with the daemon."""
 
     async def rebind(self, binds: Sequence[Bind]) -> None:
         """See `interfaces.Held.rebind`; sockets that stay are not closed in between."""
@@ -253,7 +273,7 @@ class ProcessHeld:
                 child = await self._start(self._program)
             except ScistreamError as problem:
                 if not self._closing:
-                    self._failed(problem.message)
+                    self._told.failed(problem.message)
                 return
 
     async def close(self, drain: float = 0) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 
 from scistreamd.errors import ScistreamError
-from scistreamd.interfaces import Bind, Launcher, PortsBusy
+from scistreamd.interfaces import Bind, Launcher, PortsBusy, Told
 from scistreamd.model import Endpoint, IPAddress, PortRange, Role, State
 from scistreamd.ports import Pool
 from scistreamd.tunnel import Tunnel
@@ -26,7 +26,7 @@ class Reservations:
         """How many ports of the range no tunnel has."""
         return self._pool.free
 
-    async def hold(self, tunnel: Tunnel, launcher: Launcher, address: IPAddress, failed: Callable[[str], None]) -> None:
+    async def hold(self, tunnel: Tunnel, launcher: Launcher, address: IPAddress, told: Told) -> None:
         """Hold listeners for the tunnel on ``address``; another program's port is passed over.
 
         Raises RESOURCE_EXHAUSTED and holds nothing where there are not enough.
@@ -35,7 +35,7 @@ class Reservations:
 
         async def hold(ports: list[int]) -> None:
             binds = tuple(Bind(Endpoint(address, port), udp) for port in ports)
-            tunnel.held = await launcher.hold(tunnel.id, binds, failed)
+            tunnel.held = await launcher.hold(tunnel.id, binds, told)
             tunnel.binds = binds
 
         await self._with_ports(tunnel.count, hold)

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
 from scistreamd.dataserver import DATA_SERVERS, parse_type
-from scistreamd.interfaces import Bind, Held, Plan, PortsBusy, Program
+from scistreamd.interfaces import Bind, Held, Plan, PortsBusy, Program, Told
 from scistreamd.keys import TunnelKeys
 from scistreamd.model import Endpoint, Role, Security, Uid
 from scistreamd.process import ProcessLauncher
@@ -106,7 +106,8 @@ class Field:
         while True:
             binds = tuple(Bind(endpoint(address, next(_ports)), udp) for _ in range(count))
             with contextlib.suppress(PortsBusy):
-                return await self.launcher.hold(f"{next(self._ids):012x}", binds, self.failures.append), binds
+                told = Told(failed=self.failures.append, ended=self.failures.append)
+                return await self.launcher.hold(f"{next(self._ids):012x}", binds, told), binds
 
     async def tunnel(self, pair: Pair, *targets: Endpoint, address: str = "127.0.0.1") -> tuple[Endpoint, ...]:
         """Both gateways of a pair; gives the listeners of the outbound one."""

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from scistreamd.errors import Code, ScistreamError
-from scistreamd.interfaces import Bind, LogSays, PortsBusy, Program
+from scistreamd.interfaces import Bind, LogSays, PortsBusy, Program, Told
 from scistreamd.model import Endpoint
 from scistreamd.process import ProcessLauncher
 from scistreamd.runtime import runtime_directory
@@ -84,8 +84,11 @@ async def ask(port: int, seconds: float = 10) -> str:
             await writer.wait_closed()
 
 
-def never(reason: str) -> None:
+def unexpected(reason: str) -> None:
     raise AssertionError(reason)
+
+
+never = Told(failed=unexpected, ended=unexpected)
 
 
 async def test_held_means_held_and_early_connections_wait(runtime: Path) -> None:
@@ -196,7 +199,7 @@ async def test_one_that_keeps_dying_is_told_of(runtime: Path, monkeypatch: pytes
     monkeypatch.setattr("scistreamd.process._RESTART_SECONDS", 0.01)
     reasons: asyncio.Queue[str] = asyncio.Queue()
     port = free_port()
-    held = await ProcessLauncher(runtime).hold(ID, binds(port), reasons.put_nowait)
+    held = await ProcessLauncher(runtime).hold(ID, binds(port), Told(reasons.put_nowait, unexpected))
     await held.serve(program(held.places.config, "die"), {})
     while reasons.empty():
         with contextlib.suppress(OSError, asyncio.TimeoutError):
