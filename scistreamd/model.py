@@ -290,3 +290,40 @@ class Answer:
     listeners: tuple[Endpoint, ...]
     targets: tuple[Target, ...] = ()
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TunnelView:
+    """A tunnel as others may see it: no secret, times in microseconds since the epoch (0: none), rate in kB/s."""
+
+    id: str
+    label: str
+    role: Role
+    state: State
+    type: str
+    security: Security
+    listeners: tuple[Endpoint, ...]
+    targets: tuple[Target, ...]
+    rate: int
+    unit: str
+    owner: str
+    created_usec: int
+    expires_usec: int
+    result: str
+    warnings: tuple[str, ...]
+
+
+class ChangeKind(enum.Enum):
+    """What happened to a tunnel."""
+
+    ADDED = "added"
+    CHANGED = "changed"
+    REMOVED = "removed"
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change of one tunnel, with how it looks afterwards (for REMOVED: looked last)."""
+
+    kind: ChangeKind
+    view: TunnelView
