@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from scistreamd.config import Settings
+from scistreamd.dataserver import DATA_SERVERS
 from scistreamd.errors import BugError, Code, ScistreamError, invalid
 from scistreamd.interfaces import Network
 from scistreamd.model import Caller, Endpoint, IPAddress, Security, Target
@@ -61,7 +62,10 @@ class Gate:
                 f"the operator may allow it: s2cs --allow-security {mode.value}",
             )
         if mode not in possible:
-            raise invalid("security", f"this data server type cannot do {mode.value}, but {_names(possible)}")
+            able = " or ".join(server.name for server in DATA_SERVERS if mode in server.securities)
+            raise invalid(
+                "security", f"this data server type cannot do {mode.value}, but {_names(possible)}", f"{able} can"
+            )
         return mode
 
     async def check_literals(self, targets: Iterable[Target]) -> None:

@@ -18,8 +18,9 @@ from pathlib import Path
 _PREFIX = "scistream-s2cs-"
 _NEW_PREFIX = "scistream-new-"
 _LOCK = "lock"
-# sun_path of unix(7) is 108 bytes; "/<12 hex>/scratch/control.sock" and a temporary suffix go behind ours.
-_LONGEST = 60
+# sun_path of unix(7) is 108 bytes, and HAProxy keeps 11 of them for a suffix of its own. Behind ours go
+# "/scistream-s2cs-xxxxxxxx/0123456789ab/scratch/ready.sock".
+_LONGEST = 97 - 56
 
 _log = logging.getLogger("scistreamd.runtime")
 

@@ -127,7 +127,7 @@ class Gateway:
 
     def _tell_warnings(self, metadata: Metadata | None) -> None:
         for warning in _of_ours(metadata, WARNING):
-            self._note(f"WARNING: {warning}")
+            self._note(warning)
 
 
 def _of_ours(metadata: Metadata | None, key: str) -> list[str]:

@@ -10,7 +10,7 @@ import re
 import signal
 from argparse import Namespace
 from collections.abc import Callable, Coroutine
-from functools import partial
+from functools import cache
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -31,7 +31,14 @@ _DEFAULT_PORT = 5000
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}", re.ASCII)
 
 T = TypeVar("T")
-_note = partial(output.note, "s2uc")
+
+
+@cache
+def _note(sentence: str) -> None:
+    """Tell the user once, also where the gateway says the same as we do."""
+    output.note("s2uc", sentence)
+
+
 _say = output.result
 
 

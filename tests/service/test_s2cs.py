@@ -9,12 +9,25 @@ import signal
 import socket
 import uuid
 from pathlib import Path
+from urllib.parse import unquote
 
 import grpc
 import pytest
 
 from scistreamd.model import Uid
-from tests.service.gateways import BIN, Deployed, Gateway, application, gateway, memory_places, run, s2uc, say, split
+from tests.service.gateways import (
+    BIN,
+    Deployed,
+    Gateway,
+    application,
+    encode,
+    gateway,
+    memory_places,
+    run,
+    s2uc,
+    say,
+    split,
+)
 
 TYPES = ["Haproxy", "nginx", "STUNNEL", "HaproxySubprocess", "NginxSubprocess", "StunnelSubprocess"]
 
@@ -324,7 +337,21 @@ async def test_the_gateway_warns_of_a_public_uid(tmp_path: Path) -> None:
             "--receiver-ports=26399",
         )  # fmt: skip
         assert status == 0
-        assert "s2uc: note: WARNING: this UID is published in the SciStream tutorial" in err
+        assert err.count("this UID is published in the SciStream tutorial") == 1
+        assert "this UID is published" in here.log.read_text()
+
+
+async def test_the_gateway_warns_of_a_uid_that_can_be_guessed(tmp_path: Path) -> None:
+    async with (
+        gateway(tmp_path, "127.0.0.2", "--type=Nginx", "--port-range=26300-26309") as here,
+        here.channel() as channel,
+    ):
+        uid = str(uuid.uuid1())
+        asked = channel.unary_unary("/scistream.Control/req")(encode({1: uid, 2: "PROD", 3: 1, 4: 10000}))
+        await Deployed(channel).call("hello", {1: uid, 2: ["127.0.0.1:1"], 3: "PROD"})
+        await asked
+        [warning] = [value for key, value in await asked.initial_metadata() if key == "scistream-warning"]
+        assert "guessed" in unquote(warning)
 
 
 async def strangers(here: Gateway) -> list[socket.socket]:
