@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+import time
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
-from scistreamd import dataserver
 from scistreamd.config import Settings
 from scistreamd.dataserver import DataServerType
 from scistreamd.errors import Code, ScistreamError, invalid
 from scistreamd.gate import Gate, Grant
 from scistreamd.interfaces import KeyMaker, Launcher, Plan, Told
 from scistreamd.lifecycle import Event
-from scistreamd.model import Answer, Caller, IPAddress, Options, Role, State, Target, Uid
+from scistreamd.model import Answer, Change, IPAddress, Options, Role, State, Target, TunnelView, Uid
+from scistreamd.planning import Planner
+from scistreamd.registry import Registry, no_tunnel, view_of
 from scistreamd.reservations import Reservations
 from scistreamd.tunnel import Tunnel
 
@@ -38,15 +40,13 @@ class Manager:
         launcher_of: Callable[[DataServerType], Launcher],
         any_address: IPAddress,
     ) -> None:
-        """``launcher_of`` says which launcher runs a data server type; ``any_address``
-        is the wildcard that inbound listeners bind where no address is set."""
+        """``launcher_of`` and ``any_address``: as `planning.Planner` has them."""
         self._settings = settings
         self._gate = gate
         self._keys = keys
-        self._launcher_of = launcher_of
-        self._any_address = any_address
+        self._planner = Planner(settings, gate, launcher_of, any_address)
         self._ports = Reservations(settings.port_range)
-        self._tunnels: dict[str, Tunnel] = {}
+        self._registry = Registry()
         self._early: dict[str, set[asyncio.Event]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -87,10 +87,11 @@ class Manager:
             if tunnel.role is Role.PROD:
                 await self._check_inbound_hello(role, entries)
             else:
-                await self._settle(tunnel, entries)
+                await self._settle(tunnel, [entry.port for entry in entries])
             tunnel.check(Event.HELLO)  # it may have been released while its ports were settled
             tunnel.advance(Event.HELLO)
         self._limit(tunnel, self._settings.times.update, "no update came in time")
+        self._registry.changed(tunnel)
         answer = tunnel.answer(entries if tunnel.role is Role.PROD else ())
         tunnel.greeted.set_result(answer)
         return tunnel.answer()
@@ -102,7 +103,7 @@ class Manager:
         server says that it accepts, else raises its reason; then a new tunnel
         is gone and a running one runs on as it was.
         """
-        tunnel = self._known(uid)
+        tunnel = self._registry.known(uid.id)
         if role not in (None, tunnel.role):
             raise invalid("role", f"the tunnel's role is {tunnel.role.value}")
         return await self._shielded(self._update(tunnel, targets))
@@ -112,11 +113,63 @@ class Manager:
 
         ``drain``: seconds that running streams get to end by themselves.
         """
-        tunnel = self._known(uid)
+        tunnel = self._registry.known(uid.id)
         if tunnel.state is State.RELEASING:
-            raise _no_tunnel()
+            raise no_tunnel()
         tunnel.drain = drain
         await self._shielded(self._end(tunnel, f"released by {grant.caller}"))
+
+    # What front doors that know ids call
+
+    async def create(
+        self, grant: Grant, role: Role, targets: tuple[Target, ...], options: Options, uid: Uid | None = None
+    ) -> tuple[Uid, TunnelView]:
+        """Make a tunnel that is active on return, in one step; ``uid`` None: a new random one.
+
+        Raises what `request` and `update` raise, and leaves nothing then.
+        """
+        made = uid or Uid.random()
+        tunnel = await self._shielded(self._create(grant, made, role, targets, options))
+        return made, view_of(tunnel)
+
+    def tunnels(self) -> tuple[TunnelView, ...]:
+        """All tunnels, the oldest first."""
+        return tuple(view_of(tunnel) for tunnel in self._registry if tunnel.announced)
+
+    def find(self, text: str) -> str:
+        """The id of the tunnel that an id or a UID names; INVALID_ARGUMENT or NOT_FOUND."""
+        return self._registry.find(text).id
+
+    def view(self, tunnel_id: str) -> TunnelView:
+        """How the tunnel looks now, or NOT_FOUND."""
+        return view_of(self._registry.known(tunnel_id))
+
+    async def retarget(self, grant: Grant, tunnel_id: str, targets: tuple[Target, ...]) -> TunnelView:
+        """As `update`."""
+        tunnel = self._registry.known(tunnel_id)
+        await self._shielded(self._update(tunnel, targets))
+        return view_of(tunnel)
+
+    async def extend(self, grant: Grant, tunnel_id: str, seconds: int) -> TunnelView:
+        """Give an active tunnel a lifetime from now on, 0: no end, in place of the one it had."""
+        tunnel = self._registry.known(tunnel_id)
+        if tunnel.state is not State.ACTIVE:
+            raise ScistreamError(Code.FAILED_PRECONDITION, f"lifetime: the tunnel is {tunnel.state.value}")
+        await self._shielded(self._set_lifetime(tunnel, seconds))
+        self._registry.changed(tunnel)
+        return view_of(tunnel)
+
+    async def end(self, grant: Grant, tunnel_id: str, drain: float) -> None:
+        """As `release`."""
+        await self.release(grant, self._registry.known(tunnel_id).uid, drain)
+
+    def reveal(self, grant: Grant, tunnel_id: str) -> Uid:
+        """The UID itself, for the owner."""
+        return self._registry.known(tunnel_id).uid
+
+    def watch(self, see: Callable[[Change], None]) -> Callable[[], None]:
+        """Call ``see`` with every change of every tunnel; returns the way to stop that."""
+        return self._registry.watch(see)
 
     @property
     def free_ports(self) -> int:
@@ -124,104 +177,72 @@ class Manager:
         return self._ports.free
 
     def __len__(self) -> int:
-        return len(self._tunnels)
+        return len(self._registry)
 
     async def close(self) -> None:
         """End every tunnel that lives with the daemon, and wait for what is under way."""
-        await asyncio.gather(*(self._end(tunnel, "the daemon stops") for tunnel in list(self._tunnels.values())))
+        await asyncio.gather(*(self._end(tunnel, "the daemon stops") for tunnel in self._registry))
         while self._tasks:
             await asyncio.wait(self._tasks)
 
     # Opening
 
     async def _reserve(self, grant: Grant, uid: Uid, role: Role, count: int, options: Options) -> Tunnel:
-        self._check_free(uid)
-        kind, launcher = self._type(options)
-        of_peer = sum(tunnel.owner.peer == grant.caller.peer for tunnel in self._tunnels.values())
-        pending = sum(tunnel.state in (State.PENDING, State.READY) for tunnel in self._tunnels.values())
-        self._settings.quotas.check(count, of_peer, pending)
-        tunnel = Tunnel(
-            uid,
-            role,
-            count,
-            options,
-            kind,
-            self._gate.security(options.security, kind.server.securities),
-            grant.caller,
-            self._shown_host(grant.caller),
-            asyncio.get_running_loop().create_future(),
-        )
-        if uid.warning:
-            tunnel.warnings += (uid.warning,)
-        self._tunnels[tunnel.id] = tunnel
-        tunnel.undo.callback(self._tunnels.pop, tunnel.id)
+        former = self._registry.of_uid(uid)
+        if former is not None and former.state is State.FAILED:
+            await self._end(former, "a new request takes its place")
+        self._settings.quotas.check(count, self._registry.of_peer(grant.caller.peer), self._registry.pending())
+        tunnel = self._planner.tunnel(grant.caller, uid, role, count, options)
+        self._registry.add(tunnel)
+        tunnel.undo.callback(self._registry.remove, tunnel)
         tunnel.undo.push_async_callback(self._ports.let_go, tunnel)
         try:
-            address = self._listen_address(role, grant.caller)
-            await self._ports.hold(tunnel, launcher, address, self._told(tunnel))
+            launcher = self._planner.launcher_of(tunnel.type)
+            await self._ports.hold(tunnel, launcher, self._planner.address(tunnel), self._told(tunnel))
         except BaseException:
             await tunnel.undo.aclose()
             raise
         for warning in tunnel.warnings:
             _log.warning("%s", warning, extra={"tunnel": tunnel.id})
+        self._registry.changed(tunnel)
         for arrived in self._early.get(tunnel.id, ()):
             arrived.set()
         return tunnel
 
-    def _check_free(self, uid: Uid) -> None:
-        former = self._tunnels.get(uid.id)
-        if former is not None:
-            raise ScistreamError(
-                Code.ALREADY_EXISTS,
-                f"uid: tunnel {uid.id} exists and is {former.state.value}",
-                "use a new UID, or release that tunnel first",
-            )
-
-    def _type(self, options: Options) -> tuple[DataServerType, Launcher]:
-        if options.rate:
-            raise _unimplemented("rate", "leave the rate out, or 0, which means no limit")
-        if options.allow_from:
-            raise _unimplemented("allow-from", "leave it out, and restrict the ports by the host's firewall")
-        kind = dataserver.parse_type(options.data_server or self._settings.default_type)
-        launcher = self._launcher_of(kind)
-        if problem := launcher.missing(kind.server):
-            raise ScistreamError(Code.FAILED_PRECONDITION, problem, "or ask for another data server type")
-        return kind, launcher
-
-    def _shown_host(self, caller: Caller) -> IPAddress:
-        return self._settings.advertise or caller.reached or self._any_address
-
-    def _listen_address(self, role: Role, caller: Caller) -> IPAddress:
-        if role is Role.PROD:
-            return self._settings.listen_inbound or self._any_address
-        configured = self._settings.listen_outbound
-        if configured is not None and not configured.is_unspecified:
-            return configured
-        if caller.reached is None:
-            raise ScistreamError(
-                Code.FAILED_PRECONDITION,
-                "listen: an outbound listener is not encrypted and never binds every address",
-                "set listen.outbound to the address that the application dials",
-            )
-        return caller.reached
+    async def _create(
+        self, grant: Grant, uid: Uid, role: Role, targets: tuple[Target, ...], options: Options
+    ) -> Tunnel:
+        tunnel = await self._reserve(grant, uid, role, max(len(targets), len(options.listen)), options)
+        try:
+            async with tunnel.busy:
+                await self._settle(tunnel, [listen.port for listen in options.listen if listen.port])
+                tunnel.advance(Event.HELLO)
+            tunnel.greeted.set_result(tunnel.answer())
+            await self._update(tunnel, targets)
+        except ScistreamError as problem:
+            await self._end(tunnel, problem.message, problem)
+            raise
+        return tunnel
 
     # Hello
 
     async def _expected(self, uid: Uid) -> Tunnel:
         """The tunnel of a hello; where there is none yet, wait for its req."""
-        if uid.id not in self._tunnels or self._tunnels[uid.id].held is None:
+        tunnel = self._registry.of_uid(uid)
+        gone = tunnel is None or tunnel.state in (State.FAILED, State.RELEASING)
+        if gone or (tunnel and tunnel.held is None):
             arrived = asyncio.Event()
             waiting = self._early.setdefault(uid.id, set())
             waiting.add(arrived)
             try:
                 await asyncio.wait_for(arrived.wait(), self._settings.times.early_hello)
             except asyncio.TimeoutError:
-                raise _no_tunnel("send req first, to this gateway") from None
+                raise no_tunnel("send req first, to this gateway") from None
             finally:
                 waiting.discard(arrived)
                 if not waiting:
                     self._early.pop(uid.id, None)
-        return self._known(uid)
+        return self._registry.known(uid.id)
 
     async def _check_inbound_hello(self, role: Role, entries: tuple[Target, ...]) -> None:
         if role is not Role.PROD:
@@ -230,9 +251,8 @@ class Manager:
             raise invalid("prod_listeners", "an inbound tunnel needs at least one target")
         await self._gate.check_literals(entries)
 
-    async def _settle(self, tunnel: Tunnel, wishes: tuple[Target, ...]) -> None:
-        wished = [wish.port for wish in wishes[: tunnel.count]]
-        refused = await self._ports.settle(tunnel, wished, self._tunnels.values())
+    async def _settle(self, tunnel: Tunnel, wished: Sequence[int]) -> None:
+        refused = await self._ports.settle(tunnel, wished[: tunnel.count], self._registry)
         if not refused:
             return
         names = ", ".join(map(str, refused))
@@ -262,6 +282,7 @@ class Manager:
             )
             await self._serve(tunnel, plan)
             tunnel.generation, tunnel.targets = plan.generation, spread
+        self._registry.changed(tunnel)
         _log.info("forwards to %s", ", ".join(map(str, spread)), extra={"tunnel": tunnel.id})
         return tunnel.answer(spread)
 
@@ -280,7 +301,15 @@ class Manager:
                 await self._ports.let_go(tunnel)
             raise
         if first and tunnel.options.lifetime:
-            self._limit(tunnel, tunnel.options.lifetime, "its lifetime is over")
+            await self._set_lifetime(tunnel, tunnel.options.lifetime)
+
+    async def _set_lifetime(self, tunnel: Tunnel, seconds: int) -> None:
+        await tunnel.holding.limit(seconds)
+        tunnel.expires = time.time() + seconds if seconds else 0
+        if seconds:
+            self._limit(tunnel, seconds, "its lifetime is over")
+        else:
+            tunnel.set_timer(None)
 
     def _told(self, tunnel: Tunnel) -> Told:
         def ended(why: str) -> None:
@@ -293,6 +322,7 @@ class Manager:
         tunnel.result = reason
         _log.error("failed: %s", reason, extra={"tunnel": tunnel.id})
         self._limit(tunnel, self._settings.times.failed_kept, "it failed a while ago")
+        self._registry.changed(tunnel)
 
     # Ending
 
@@ -310,17 +340,13 @@ class Manager:
             return
         tunnel.advance(Event.RELEASE)
         tunnel.set_timer(None)
+        if tunnel.announced:
+            self._registry.changed(tunnel)
         if not tunnel.greeted.done():
             tunnel.greeted.set_exception(told or ScistreamError(Code.CANCELLED, f"the tunnel has ended: {why}"))
             tunnel.greeted.exception()  # its req may be gone, and then nobody else looks
         await tunnel.undo.aclose()
         _log.info("ended: %s", why, extra={"tunnel": tunnel.id})
-
-    def _known(self, uid: Uid) -> Tunnel:
-        tunnel = self._tunnels.get(uid.id)
-        if tunnel is None:
-            raise _no_tunnel()
-        return tunnel
 
     def _spawn(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
         task = asyncio.create_task(work)
@@ -331,11 +357,3 @@ class Manager:
     async def _shielded(self, work: Coroutine[Any, Any, _T]) -> _T:
         """Do a step whole, also when its caller goes away in the middle."""
         return await asyncio.shield(self._spawn(work))
-
-
-def _no_tunnel(hint: str = "it was never made here, or has ended") -> ScistreamError:
-    return ScistreamError(Code.NOT_FOUND, "uid: no such tunnel on this gateway", hint)
-
-
-def _unimplemented(name: str, hint: str) -> ScistreamError:
-    return ScistreamError(Code.UNIMPLEMENTED, f"{name}: this version cannot enforce it", hint)

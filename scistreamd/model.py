@@ -249,6 +249,22 @@ class PortRange:
 
 
 @dataclass(frozen=True)
+class Listen:
+    """Where a caller wants a tunnel to listen; port 0 lets the gateway choose."""
+
+    address: IPAddress
+    port: int = 0
+
+    @classmethod
+    def parse(cls, text: str, name: str = "listen") -> Listen:
+        """``ADDRESS``, ``IPV4:PORT`` or ``[IPV6]:PORT``."""
+        host, colon, port = text.rpartition(":")
+        if colon and (host.startswith("[") or ":" not in host):
+            return cls(parse_address(host, name), _parse_port(port, name))
+        return cls(parse_address(text, name))
+
+
+@dataclass(frozen=True)
 class Options:
     """What a caller may ask for beyond the SciStream 1.2 protocol; None or empty: the gateway's default.
 
@@ -263,6 +279,7 @@ class Options:
     allow_from: tuple[IPNetwork, ...] = ()
     exact_ports: bool = False
     rate: int = 0
+    listen: tuple[Listen, ...] = ()
 
 
 @dataclass(frozen=True)

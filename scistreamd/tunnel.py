@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from dataclasses import dataclass, field
 
 from scistreamd import lifecycle
@@ -13,12 +14,13 @@ from scistreamd.interfaces import Bind, Held
 from scistreamd.model import Answer, Caller, Endpoint, IPAddress, Options, Role, Security, State, Target, Uid
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class Tunnel:
     """One side of a stream: what was asked for, where it stands, what it holds.
 
     ``shown_host`` stands in answers where a listener is bound to a wildcard.
-    ``greeted`` ends the wait of `req`: with the answer, or with why there is none.
+    ``created`` and ``expires`` are seconds since the epoch, 0: no end;
+    ``announced``: watchers know of it. ``greeted`` ends the wait of `req`: with the answer, or with why there is none.
     """
 
     uid: Uid
@@ -36,6 +38,9 @@ class Tunnel:
     targets: tuple[Target, ...] = ()
     generation: int = 0
     drain: float = 0
+    created: float = field(default_factory=time.time)
+    expires: float = 0
+    announced: bool = False
     result: str = ""
     warnings: tuple[str, ...] = ()
     busy: asyncio.Lock = field(default_factory=asyncio.Lock)

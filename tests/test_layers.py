@@ -16,7 +16,7 @@ CORE = {
 ADAPTERS = {
     "child", "process", "places", "readiness", "sockets", "network", "keys", "runtime", "logs", "spawn",
 }  # fmt: skip
-SERVICE = {"gate", "manager", "reservations", "tunnel"}
+SERVICE = {"gate", "manager", "planning", "registry", "reservations", "tunnel"}
 CONTROL = "control"
 # s2cs starts the daemon in the foreground: the one command line tool that may.
 DAEMON_SIDE = ADAPTERS | SERVICE | {"daemon", CONTROL}

@@ -19,13 +19,28 @@ from scistreamd.errors import Code, ScistreamError
 from scistreamd.gate import Gate, Grant, Verb
 from scistreamd.keys import TunnelKeys
 from scistreamd.manager import Manager
-from scistreamd.model import Answer, Caller, IPAddress, Options, PortRange, Role, Security, Target, Uid
+from scistreamd.model import (
+    Answer,
+    Caller,
+    Change,
+    ChangeKind,
+    IPAddress,
+    Listen,
+    Options,
+    PortRange,
+    Role,
+    Security,
+    State,
+    Target,
+    Uid,
+)
 from scistreamd.network import HostNetwork
 from scistreamd.policy import Quotas
 from scistreamd.process import ProcessLauncher
 from scistreamd.runtime import runtime_directory
 
 LOOPBACK = ipaddress.ip_address("127.0.0.1")
+ANY = ipaddress.ip_address("0.0.0.0")
 CALLER = Caller("test", peer=LOOPBACK, reached=LOOPBACK)
 RANGE = PortRange(26200, 26209)
 SETTINGS = Settings(
@@ -49,7 +64,7 @@ class Gateway:
         self.network = HostNetwork(settings.times.resolve)
         self.runtime = runtime
         launcher = ProcessLauncher(runtime)
-        self.manager = Manager(settings, Gate(settings, self.network), TunnelKeys(), lambda kind: launcher, LOOPBACK)
+        self.manager = Manager(settings, Gate(settings, self.network), TunnelKeys(), lambda kind: launcher, ANY)
 
     def req(
         self, uid: Uid, role: Role = Role.PROD, count: int = 1, options: Options | None = None, caller: Caller = CALLER
@@ -176,8 +191,6 @@ async def test_a_data_server_that_cannot_start_frees_its_ports_and_says_why(monk
         with pytest.raises(ScistreamError, match="failed") as caught:
             await here.update(uid, TARGET)
         await here.release(uid)
-        await here.ready(uid)
-        await here.update(uid, TARGET)
 
 
 async def test_other_programs_ports_are_skipped_and_never_fewer_given() -> None:
@@ -370,7 +383,6 @@ async def test_where_it_listens_and_what_it_answers(
     reached = replace(CALLER, reached=ipaddress.ip_address("127.0.0.3"))
     settings = replace(SETTINGS, listen_inbound=inbound, listen_outbound=outbound)
     async with gateway(settings) as here:
-        here.manager._any_address = ipaddress.ip_address("0.0.0.0")
         uid = Uid.random()
         asked = here.req(uid, role, caller=reached)
         await here.hello(uid, *[Target.parse("198.51.100.1:1")] * (role is Role.PROD), role=role)
@@ -408,3 +420,59 @@ async def test_the_manager_tells_weak_uids(caplog: pytest.LogCaptureFixture) -> 
         assert "guessed" in answer.warnings[0]
         assert "guessed" in caplog.text
         await here.release(uid)
+
+
+async def test_made_in_one_step_shown_watched_extended_and_ended() -> None:
+    async with gateway() as here:
+        seen: list[Change] = []
+        stop = here.manager.watch(seen.append)
+        options = Options(label="detector", listen=(Listen.parse("127.0.0.1:26205"),))
+        uid, made = await here.manager.create(grant(Verb.CREATE), Role.PROD, (TARGET, TARGET), options)
+        assert (made.id, made.label, made.state, made.expires_usec) == (uid.id, "detector", State.ACTIVE, 0)
+        assert [each.port for each in made.listeners] == [26205, 26201]
+        assert made.targets == (TARGET, TARGET)
+        assert here.manager.tunnels() == (made,)
+        assert here.manager.find(uid.id) == here.manager.find(uid.reveal()) == uid.id
+        assert here.manager.reveal(grant(Verb.UPDATE), uid.id) == uid
+        other = Target.parse("127.0.0.1:26298")
+        assert (await here.manager.retarget(grant(Verb.UPDATE), uid.id, (other,))).targets == (other, other)
+        assert (await here.manager.extend(grant(Verb.UPDATE), uid.id, 1)).expires_usec > made.created_usec
+        assert (await here.manager.extend(grant(Verb.UPDATE), uid.id, 0)).expires_usec == 0
+        await asyncio.sleep(1.2)
+        assert listening(26205)
+        await here.manager.end(grant(Verb.RELEASE), uid.id, 0)
+        stop()
+        states = [(change.kind, change.view.state) for change in seen]
+        assert states[0] == (ChangeKind.ADDED, State.PENDING)
+        assert states[-2:] == [(ChangeKind.CHANGED, State.RELEASING), (ChangeKind.REMOVED, State.RELEASING)]
+        assert (ChangeKind.CHANGED, State.ACTIVE) in states
+        for call in (here.manager.find, here.manager.view):
+            with pytest.raises(ScistreamError) as caught:
+                call(uid.id)
+            assert caught.value.code is Code.NOT_FOUND
+        with pytest.raises(ScistreamError, match="neither the id nor the UID"):
+            here.manager.find("x")
+
+
+async def test_made_in_one_step_or_not_at_all() -> None:
+    async with gateway() as here:
+        refused = Target.parse("169.254.169.254:80")
+        with pytest.raises(ScistreamError) as caught:
+            await here.manager.create(grant(Verb.CREATE), Role.PROD, (refused,), Options())
+        assert caught.value.code is Code.PERMISSION_DENIED
+        here.nothing_is_left()
+
+
+async def test_a_failed_tunnel_gives_way_to_a_new_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with gateway() as here:
+        uid = Uid.random()
+        await here.ready(uid)
+        with monkeypatch.context() as broken:
+            broken.setattr(TunnelKeys, "files", lambda *_: {})
+            with pytest.raises(ScistreamError):
+                await here.update(uid, TARGET)
+        assert here.manager.view(uid.id).state is State.FAILED
+        assert "pem" in here.manager.view(uid.id).result
+        await here.ready(uid)
+        await here.update(uid, TARGET)
+        assert here.manager.view(uid.id).state is State.ACTIVE

@@ -1,0 +1,91 @@
+"""From a request to a tunnel that could be: its type, launcher, security and addresses, before anything is taken."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from scistreamd import dataserver
+from scistreamd.config import Settings
+from scistreamd.dataserver import DataServerType
+from scistreamd.errors import Code, ScistreamError, invalid
+from scistreamd.gate import Gate
+from scistreamd.interfaces import Launcher
+from scistreamd.model import Caller, IPAddress, Options, Role, Uid
+from scistreamd.tunnel import Tunnel
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Chooses what a request leaves open.
+
+    ``launcher_of`` says which launcher runs a data server type; ``any_address``
+    is the wildcard that inbound listeners bind where no address is set.
+    """
+
+    settings: Settings
+    gate: Gate
+    launcher_of: Callable[[DataServerType], Launcher]
+    any_address: IPAddress
+
+    def tunnel(self, caller: Caller, uid: Uid, role: Role, count: int, options: Options) -> Tunnel:
+        """A tunnel that holds nothing yet.
+
+        Raises UNIMPLEMENTED, INVALID_ARGUMENT, PERMISSION_DENIED, or
+        FAILED_PRECONDITION where its data server cannot run here.
+        """
+        self._refuse_unenforced(options)
+        kind = dataserver.parse_type(options.data_server or self.settings.default_type)
+        if problem := self.launcher_of(kind).missing(kind.server):
+            raise ScistreamError(Code.FAILED_PRECONDITION, problem, "or ask for another data server type")
+        tunnel = Tunnel(
+            uid=uid,
+            role=role,
+            count=count,
+            options=options,
+            type=kind,
+            security=self.gate.security(options.security, kind.server.securities),
+            owner=caller,
+            shown_host=self.settings.advertise or caller.reached or self.any_address,
+            greeted=asyncio.get_running_loop().create_future(),
+        )
+        if uid.warning:
+            tunnel.warnings += (uid.warning,)
+        return tunnel
+
+    @staticmethod
+    def _refuse_unenforced(options: Options) -> None:
+        if options.rate:
+            raise _unimplemented("rate", "leave the rate out, or 0, which means no limit")
+        if options.allow_from:
+            raise _unimplemented("allow-from", "leave it out, and restrict the ports by the host's firewall")
+
+    def address(self, tunnel: Tunnel) -> IPAddress:
+        """Where the tunnel's listeners are to be; an outbound one, which is plain, never gets a wildcard."""
+        inbound = tunnel.role is Role.PROD
+        configured = self.settings.listen_inbound if inbound else self.settings.listen_outbound
+        asked = {listen.address for listen in tunnel.options.listen}
+        if len(asked) > 1:
+            raise invalid("listen", "the listeners of one tunnel share one address")
+        fixed = configured is not None and not configured.is_unspecified
+        if asked and fixed and asked != {configured}:
+            raise ScistreamError(
+                Code.PERMISSION_DENIED, f"listen: the gateway listens on {configured} only", "leave the address out"
+            )
+        chosen = asked.pop() if asked else configured
+        if inbound:
+            return chosen or self.any_address
+        if chosen is not None and not chosen.is_unspecified:
+            return chosen
+        if tunnel.owner.reached is None:
+            raise ScistreamError(
+                Code.FAILED_PRECONDITION,
+                "listen: an outbound listener is not encrypted and never binds every address",
+                "set listen.outbound to the address that the application dials",
+            )
+        return tunnel.owner.reached
+
+
+def _unimplemented(name: str, hint: str) -> ScistreamError:
+    return ScistreamError(Code.UNIMPLEMENTED, f"{name}: this version cannot enforce it", hint)
