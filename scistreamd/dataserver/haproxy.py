@@ -63,6 +63,8 @@ def _description(plan: Plan) -> str:
 
 
 def _global(plan: Plan) -> str:
+    # edge-triggered: else HAProxy 2.6 loses the end of a stream that its sender half-closes while data flows
+    # both ways against back-pressure: it sees the hang-up without the unread data (docs/data-servers.md).
     # tune.ssl.cachesize 0 and no-tls-tickets: no resumption, every connection proves itself anew.
     return f"""global
     description {_description(plan)}
@@ -72,6 +74,8 @@ def _global(plan: Plan) -> str:
     no strict-limits
     tune.bufsize {plan.tuning.buffer_bytes}
     tune.ssl.cachesize 0
+    expose-experimental-directives
+    tune.fd.edge-triggered on
 """
 
 
