@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from scistreamd.config import Settings
 from scistreamd.dataserver import DATA_SERVERS
 from scistreamd.errors import BugError, Code, ScistreamError, invalid
-from scistreamd.interfaces import Network
+from scistreamd.interfaces import Authority, Network
 from scistreamd.model import Caller, Endpoint, IPAddress, Security, Target
 from scistreamd.policy import why_no_target
 
@@ -27,6 +27,8 @@ class Verb(enum.Enum):
     HELLO = "hello"
     UPDATE = "update"
     RELEASE = "release"
+    REVEAL = "reveal"
+    RELOAD = "reload"
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,26 @@ class Grant:
 class Gate:
     """Decides who may do what, with how much of it, and to which addresses."""
 
-    def __init__(self, settings: Settings, network: Network) -> None:
+    def __init__(self, settings: Settings, network: Network, authority: Authority | None = None) -> None:
+        """``authority`` decides about users of this host who are not root; None: there are no such callers."""
         self._settings = settings
         self._network = network
+        self._authority = authority
 
     def admit(self, caller: Caller, verb: Verb) -> Grant:
         """Allow the verb, or raise UNAUTHENTICATED or PERMISSION_DENIED."""
+        return Grant(caller, verb)
+
+    async def authorize(self, caller: Caller, verb: Verb, owner: str | None = None) -> Grant:
+        """Allow a user of this host the verb: root always, others as the authority decides.
+
+        ``owner``: whose tunnel it is, as `TunnelView` says it; None where the
+        verb concerns no tunnel that exists. Raises PERMISSION_DENIED.
+        """
+        if caller.user != 0:
+            if self._authority is None or caller.user is None:
+                raise ScistreamError(Code.PERMISSION_DENIED, f"{verb.value}: only root may, on this gateway")
+            await self._authority.check(caller, verb.value, own=owner in (None, str(caller)))
         return Grant(caller, verb)
 
     def security(self, asked: Security | None, possible: frozenset[Security]) -> Security:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Protocol
 
-from scistreamd.model import Endpoint, IPAddress, Role, Security, Uid
+from scistreamd.model import Caller, Endpoint, IPAddress, Role, Security, Uid
 
 # sd_listen_fds(3): the first inherited socket, and where ours begin under every launcher.
 FIRST_FD = 3
@@ -251,3 +251,14 @@ class Network(Protocol):
 
     async def local(self, addresses: Set[IPAddress]) -> frozenset[IPAddress]:
         """Those of the addresses on which this host itself answers."""
+
+
+class Authority(Protocol):
+    """Who of this host's users may do what: polkit."""
+
+    async def check(self, caller: Caller, verb: str, *, own: bool) -> None:
+        """Return where the caller may; else raise PERMISSION_DENIED, saying what would help.
+
+        ``verb``: the last part of the polkit action's name. ``own``: no other
+        user's tunnel is concerned. Raises UNAVAILABLE where nobody decides.
+        """

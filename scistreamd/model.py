@@ -288,12 +288,17 @@ class Caller:
 
     ``peer`` is None on a UNIX socket; ``reached`` is the address of ours that
     the caller dialled, ``identity`` what an authenticator proved, if any did.
+    On D-Bus ``user`` is the numeric user id, ``bus_name`` the connection's
+    unique name, and ``interactive`` whether its user may be asked for a password.
     """
 
     front_door: str
     peer: IPAddress | None = None
     reached: IPAddress | None = None
     identity: str = ""
+    user: int | None = None
+    bus_name: str = ""
+    interactive: bool = False
 
     def __str__(self) -> str:
         who = self.identity or "anonymous"

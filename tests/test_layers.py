@@ -10,7 +10,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "scistreamd"
 
 CORE = {
-    "", "model", "errors", "config", "policy", "ports", "lifecycle", "interfaces",
+    "", "model", "errors", "config", "policy", "ports", "lifecycle", "interfaces", "options", "names",
     "dataserver", "dataserver.common", "dataserver.haproxy", "dataserver.nginx", "dataserver.stunnel",
 }  # fmt: skip
 ADAPTERS = {

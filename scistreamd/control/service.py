@@ -21,6 +21,7 @@ from scistreamd.control.calls import CALLER
 from scistreamd.errors import ScistreamError
 from scistreamd.gate import Grant, Verb
 from scistreamd.model import Answer, Caller, Options, Role, Target, Uid
+from scistreamd.options import veiled
 
 log = logging.getLogger("scistreamd.control")
 audit = logging.getLogger("scistreamd.audit")
@@ -134,8 +135,8 @@ class Refusal(GRPCError):
     """A no of ours: the hint stands in the message, for deployed clients show that alone, and beside it."""
 
     def __init__(self, error: ScistreamError) -> None:
-        super().__init__(Status(error.code.grpc_status), wire.veiled(str(error)))
-        self._hint = wire.veiled(error.hint)
+        super().__init__(Status(error.code.grpc_status), veiled(str(error)))
+        self._hint = veiled(error.hint)
 
     async def send(self, stream: Stream[Any, Any]) -> None:
         """Answer with trailers alone."""
@@ -161,7 +162,7 @@ async def _outcome(
         trail.close(f"{error.status.name} {error.message}")
         raise
     except ScistreamError as error:
-        trail.close(f"{error.code.name} {wire.veiled(error.message)}")
+        trail.close(f"{error.code.name} {veiled(error.message)}")
         raise Refusal(error) from None
     except Exception:
         incident = secrets.token_hex(4)

@@ -6,19 +6,16 @@ the wire calls it (``num_conn``, ``remote_listeners[3]``, ``scistream-label``).
 
 from __future__ import annotations
 
-import ipaddress
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
+from scistreamd import options
 from scistreamd.control import scistream_pb2 as pb
 from scistreamd.errors import invalid
 from scistreamd.model import Answer, IPNetwork, Options, Role, Security, Target, Uid, shown
-
-MAX_ENTRIES = 1000
-MAX_LIFETIME = 10 * 365 * 24 * 3600
-MAX_LABEL = 64
+from scistreamd.options import MAX_LIFETIME
 
 # What we say beside an answer, percent-encoded; deployed clients do not look there.
 HINT, WARNING = "scistream-hint", "scistream-warning"
@@ -35,8 +32,6 @@ KEYS = (TYPE, SECURITY, LIFETIME, LABEL, ALLOW_FROM, EXACT_PORTS, RATE_POLICY)
 Metadata = Iterable[tuple[str, str | bytes]]
 
 _DIGITS = re.compile(r"[0-9]{1,9}", re.ASCII)
-_CIDR = re.compile(r"[0-9a-fA-F.:]+(/[0-9]{1,3})?", re.ASCII)
-_SECRET = re.compile(r"[0-9a-f-]{16,}", re.ASCII | re.IGNORECASE)
 _BROKEN_ESCAPE = re.compile(r"%(?![0-9a-fA-F]{2})", re.ASCII)
 
 
@@ -83,7 +78,7 @@ def parse_hello(message: pb.Hello, metadata: Metadata = ()) -> HelloCall:
     """``hello``: only an outbound one may name no ports."""
     refuse_options(metadata, "hello")
     uid, role = Uid.parse(message.uid), Role.parse(message.role)
-    entries = _targets(message.prod_listeners, "prod_listeners", empty=role is Role.CONS)
+    entries = options.targets(message.prod_listeners, "prod_listeners", empty=role is Role.CONS)
     return HelloCall(uid, role, entries)
 
 
@@ -92,7 +87,7 @@ def parse_update(message: pb.UpdateTargets, metadata: Metadata = ()) -> UpdateCa
     refuse_options(metadata, "update")
     uid = Uid.parse(message.uid)
     role = Role.parse(message.role) if message.role else None
-    return UpdateCall(uid, role, _targets(message.remote_listeners, "remote_listeners", empty=False))
+    return UpdateCall(uid, role, options.targets(message.remote_listeners, "remote_listeners", empty=False))
 
 
 def parse_release(message: pb.Release, metadata: Metadata = ()) -> Uid:
@@ -120,7 +115,7 @@ def parse_options(metadata: Metadata, rate: int = 0) -> Options:
     found = _own(metadata)
     enforce = RATE_POLICY in found and _rate_policy(found[RATE_POLICY])
     return Options(
-        data_server=_data_server(found[TYPE]) if TYPE in found else None,
+        data_server=options.data_server(found[TYPE], TYPE) if TYPE in found else None,
         security=Security.parse(found[SECURITY], SECURITY) if SECURITY in found else None,
         lifetime=_lifetime(found[LIFETIME]) if LIFETIME in found else None,
         label=_label(found[LABEL]) if LABEL in found else "",
@@ -136,11 +131,6 @@ def refuse_options(metadata: Metadata, call: str) -> None:
         raise invalid(key, f"has no meaning in {call}", "options go with req")
 
 
-def veiled(text: str) -> str:
-    """A message without what may be a UID, or most of one: people put theirs into the wrong field."""
-    return _SECRET.sub("***", text)
-
-
 def _own(metadata: Metadata) -> dict[str, str]:
     found: dict[str, str] = {}
     for key, value in metadata:
@@ -154,20 +144,6 @@ def _own(metadata: Metadata) -> dict[str, str]:
     return found
 
 
-def _targets(entries: Sequence[str], name: str, *, empty: bool) -> tuple[Target, ...]:
-    if not entries and not empty:
-        raise invalid(name, "empty", "at least one HOST:PORT")
-    if len(entries) > MAX_ENTRIES:
-        raise invalid(name, f"{len(entries)} entries, at most {MAX_ENTRIES} are taken")
-    return tuple(Target.parse(text, f"{name}[{index}]") for index, text in enumerate(entries))
-
-
-def _data_server(text: str) -> str:
-    if not text or len(text) > MAX_LABEL or not text.isprintable():
-        raise invalid(TYPE, f"{shown(text)} is not a data server type")
-    return text
-
-
 def _lifetime(text: str) -> int:
     if not _DIGITS.fullmatch(text) or not 1 <= int(text) <= MAX_LIFETIME:
         raise invalid(LIFETIME, f"{shown(text)} is not a number of seconds from 1 to {MAX_LIFETIME}")
@@ -178,28 +154,14 @@ def _label(text: str) -> str:
     if _BROKEN_ESCAPE.search(text) or not text.isascii():
         raise invalid(LABEL, f"{shown(text)} is not ASCII", "percent-encode its UTF-8, and % itself as %25")
     try:
-        label = unquote_to_bytes(text).decode("utf-8")
+        decoded = unquote_to_bytes(text).decode("utf-8")
     except UnicodeDecodeError:
         raise invalid(LABEL, f"{shown(text)} is not percent-encoded UTF-8") from None
-    if len(label) > MAX_LABEL or not label.isprintable():
-        raise invalid(LABEL, f"{shown(label)} is not printable text of at most {MAX_LABEL} characters")
-    return label
+    return options.label(decoded, LABEL)
 
 
 def _networks(text: str) -> tuple[IPNetwork, ...]:
-    return tuple(_network(part.strip(), f"{ALLOW_FROM}[{index}]") for index, part in enumerate(text.split(",")))
-
-
-def _network(text: str, name: str) -> IPNetwork:
-    try:
-        if not _CIDR.fullmatch(text):
-            raise ValueError
-        network = ipaddress.ip_network(text, strict=False)
-    except ValueError:
-        raise invalid(name, f"{shown(text)} is not a network", "ADDRESS/LENGTH, for example 192.0.2.0/24") from None
-    if network.network_address != ipaddress.ip_address(text.partition("/")[0]):
-        raise invalid(name, f"{shown(text)} has bits set beyond its length", f"did you mean {network}?")
-    return network
+    return tuple(options.network(part.strip(), f"{ALLOW_FROM}[{index}]") for index, part in enumerate(text.split(",")))
 
 
 def _flag(text: str, name: str) -> bool:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from scistreamd import options
 from scistreamd.control import scistream_pb2 as pb
 from scistreamd.control import wire
 from scistreamd.errors import Code, ScistreamError
@@ -104,7 +105,7 @@ def test_a_request_out_of_bounds(changes: dict[str, Any], named: str) -> None:
         ("scistream-lifetime", "1e3"),
         ("scistream-lifetime", " 1"),
         ("scistream-lifetime", "\u0661"),
-        ("scistream-lifetime", str(wire.MAX_LIFETIME + 1)),
+        ("scistream-lifetime", str(options.MAX_LIFETIME + 1)),
         ("scistream-label", "x" * 65),
         ("scistream-label", "a%0Ab"),
         ("scistream-label", "100%"),
@@ -225,7 +226,7 @@ def _parsed_or_refused(call: Any, message: Any, pairs: list[tuple[str, str | byt
     except ScistreamError as error:
         assert error.code is Code.INVALID_ARGUMENT
         # What goes into trailers, terminals and logs: no control character, no UID.
-        told = wire.veiled(str(error))
+        told = options.veiled(str(error))
         assert all(character in string.printable for character in told)
         assert "\n" not in told
         assert UID not in told
