@@ -1,13 +1,15 @@
 """The settings of a gateway, typed and defaulted.
 
-For now `s2cs` fills them from its command line; the file
-/etc/scistreamd/scistreamd.toml will fill the same type.
+`s2cs` fills them from its command line; `scistreamd` from
+/etc/scistreamd/scistreamd.toml, whose keys `configfile` lists.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 
+from scistreamd.control.limits import Limits
 from scistreamd.interfaces import Tuning
 from scistreamd.model import IPAddress, PortRange, Security
 from scistreamd.policy import Quotas
@@ -25,6 +27,18 @@ class Times:
 
 
 @dataclass(frozen=True)
+class Control:
+    """The control port of scistreamd; its address is the socket unit's.
+
+    ``certificate`` and ``key``: PEM files, None for the pair that scistreamd makes itself.
+    """
+
+    certificate: PurePosixPath | None = None
+    key: PurePosixPath | None = None
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True)
 class Settings:
     """All that the manager and the gate need to know.
 
@@ -32,6 +46,8 @@ class Settings:
     ``listen_outbound``: where CONS tunnels listen; None is the address that the
     request came in on, never a wildcard, for that side is not encrypted.
     ``advertise``: the address that answers name in place of a wildcard.
+    ``require_auth``: other hosts must prove who they are; until they can, loopback alone is served.
+    ``idle_exit``: seconds without anything to do after which scistreamd ends; 0 is never.
     """
 
     listen_inbound: IPAddress | None = None
@@ -44,6 +60,10 @@ class Settings:
     times: Times = field(default_factory=Times)
     quotas: Quotas = field(default_factory=Quotas)
     tuning: Tuning = field(default_factory=Tuning)
+    control: Control = field(default_factory=Control)
+    require_auth: bool = True
+    idle_exit: float = 0
+    log_level: str = "info"
 
     @property
     def loopback_only(self) -> bool:

@@ -7,7 +7,9 @@ line tool, so a failure reads the same whichever front door reports it.
 
 from __future__ import annotations
 
+import difflib
 import enum
+from collections.abc import Iterable
 
 
 class Code(enum.Enum):
@@ -65,3 +67,9 @@ class BugError(Exception):
 def invalid(field: str, problem: str, hint: str = "") -> ScistreamError:
     """An INVALID_ARGUMENT that names the field, for every parser."""
     return ScistreamError(Code.INVALID_ARGUMENT, f"{field}: {problem}", hint)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A hint that names the closest known word, or an empty string."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {close[0]}?" if close else ""

@@ -29,7 +29,7 @@ class HostNetwork:
     """Resolves by the host's resolver and asks the kernel's routing tables."""
 
     def __init__(self, resolve_seconds: float) -> None:
-        self._resolve_seconds = resolve_seconds
+        self.resolve_seconds = resolve_seconds
         # A pool of its own and large: getaddrinfo(3) cannot be cancelled, and a dead name server holds each
         # thread for many seconds.
         self._lookups = ThreadPoolExecutor(max_workers=64, thread_name_prefix="resolve")
@@ -43,11 +43,11 @@ class HostNetwork:
         loop = asyncio.get_running_loop()
         lookup = loop.run_in_executor(self._lookups, _lookup, host)
         try:
-            addresses = await asyncio.wait_for(lookup, self._resolve_seconds)
+            addresses = await asyncio.wait_for(lookup, self.resolve_seconds)
         except asyncio.TimeoutError:
             raise ScistreamError(
                 Code.INVALID_ARGUMENT,
-                f"target: host {shown(host)} did not resolve within {self._resolve_seconds:g} s",
+                f"target: host {shown(host)} did not resolve within {self.resolve_seconds:g} s",
                 "check the resolver of the gateway, or give an address",
             ) from None
         except (OSError, UnicodeError) as problem:

@@ -21,6 +21,7 @@ class Pool:
     def __init__(self, ports: PortRange) -> None:
         self.range = ports
         self._free = dict.fromkeys(ports)
+        self._given_out: set[int] = set()
 
     @property
     def free(self) -> int:
@@ -39,19 +40,36 @@ class Pool:
         taken = usable[:count]
         for port in taken:
             del self._free[port]
+        self._given_out.update(taken)
         return taken
 
     def claim(self, port: int) -> bool:
         """Take this very port; False where it is given out or outside the range."""
-        return self._free.pop(port, 0) is None
+        if port not in self._free:
+            return False
+        del self._free[port]
+        self._given_out.add(port)
+        return True
 
     def put_back(self, ports: Iterable[int]) -> None:
         """Return ports that were taken and not used: they are next in turn again."""
-        self._free = dict.fromkeys(ports) | self._free
+        self._free = self._returned(ports) | self._free
 
     def give_back(self, ports: Iterable[int]) -> None:
         """Return ports to the pool, in order, behind all that are free already."""
-        self._free |= dict.fromkeys(ports)
+        self._free |= self._returned(ports)
+
+    def change_range(self, ports: PortRange) -> None:
+        """Give out these from now on; ports outside that are in use stay so until they come back."""
+        self.range = ports
+        stay = [port for port in self._free if port in ports]
+        come = [port for port in ports if port not in self._free and port not in self._given_out]
+        self._free = dict.fromkeys(stay + come)
+
+    def _returned(self, ports: Iterable[int]) -> dict[int, None]:
+        back = list(ports)
+        self._given_out.difference_update(back)
+        return dict.fromkeys(port for port in back if port in self.range)
 
     def _exhausted(self, count: int, usable: int, busy: int) -> ScistreamError:
         others = f", {busy} in use by other programs" if busy else ""

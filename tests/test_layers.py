@@ -10,13 +10,16 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "scistreamd"
 
 CORE = {
-    "", "model", "errors", "config", "policy", "ports", "lifecycle", "interfaces", "options", "names",
+    "", "model", "errors", "config", "policy", "ports", "lifecycle", "interfaces", "options", "names", "records",
+    "configfile", "configkeys", "control.limits",
     "dataserver", "dataserver.common", "dataserver.haproxy", "dataserver.nginx", "dataserver.stunnel",
 }  # fmt: skip
 ADAPTERS = {
     "child", "process", "places", "readiness", "sockets", "network", "keys", "runtime", "logs", "spawn",
+    "activation", "configread", "controlcert",
+    "store",
 }  # fmt: skip
-SERVICE = {"gate", "manager", "planning", "registry", "reservations", "tunnel"}
+SERVICE = {"gate", "manager", "books", "planning", "registry", "reservations", "tunnel"}
 CONTROL = "control"
 # s2cs starts the daemon in the foreground: the one command line tool that may.
 DAEMON_SIDE = ADAPTERS | SERVICE | {"daemon", CONTROL}

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from scistreamd import __version__
 from scistreamd.cli import output
-from scistreamd.cli.options import EXIT_USAGE, Parser, UsageError, did_you_mean, spelled
-from scistreamd.errors import ScistreamError
+from scistreamd.cli.options import EXIT_USAGE, Parser, UsageError, spelled
+from scistreamd.errors import ScistreamError, did_you_mean
 
 # bash(1), EXIT STATUS: 128 and the number of the signal that ended the command.
 EXIT_INTERRUPTED = 130

@@ -7,13 +7,12 @@ an optional value. Whatever cannot be understood is a `UsageError`, with a hint.
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NoReturn, TypeVar
 
-from scistreamd.errors import ScistreamError
+from scistreamd.errors import ScistreamError, did_you_mean
 
 EXIT_USAGE = 2
 
@@ -33,12 +32,6 @@ class UsageError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A hint that names the closest known word, or an empty string."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"did you mean {close[0]}?" if close else ""
 
 
 def spelled(word: str) -> str:

@@ -151,6 +151,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         default_type=kind.name,
         default_security=options.security,
         allowed_security=options.allow_security | {options.security},
+        require_auth=False,  # as SciStream 1.2 without Globus; `_announce` says so
     )
 
 

@@ -92,3 +92,15 @@ class PoolMachine(RuleBasedStateMachine):
 
 
 TestPoolMachine = PoolMachine.TestCase
+
+
+def test_another_range_keeps_what_is_out_until_it_comes_back() -> None:
+    pool = Pool(PortRange(5100, 5103))
+    out = pool.take(2)
+    pool.change_range(PortRange(5101, 5104))
+    assert out == [5100, 5101]
+    assert pool.free == 3
+    assert not pool.claim(5101)
+    pool.give_back(out)
+    assert sorted(pool.take(4)) == [5101, 5102, 5103, 5104]
+    assert not pool.claim(5100)

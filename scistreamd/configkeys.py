@@ -1,0 +1,227 @@
+"""Every key of the configuration file in one table.
+
+`KEYS` is the source of docs/configuration.md, of what a message about a key
+says, and of how `scistreamd --check-config` shows the settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from scistreamd import dataserver
+from scistreamd.config import Settings
+from scistreamd.model import PortRange, Security, parse_address
+
+LEVELS = ("debug", "info", "warning", "error")
+_DAYS = 86400
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A type of value: ``parse`` takes what TOML has and raises ValueError, ``toml`` writes it back."""
+
+    expected: str
+    parse: Callable[[Any], Any]
+    toml: Callable[[Any], str]
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key: its dotted ``name`` in the file, the ``path`` of its attribute in `Settings`.
+
+    ``restart``: a change is taken up by the next start, not by a reload.
+    """
+
+    name: str
+    path: str
+    kind: Kind
+    about: str
+    restart: bool = False
+
+    @property
+    def default(self) -> str:
+        """The default, as it would stand in the file."""
+        return self.toml(Settings())
+
+    def toml(self, settings: Settings) -> str:
+        """Its value in these settings, as it would stand in the file."""
+        return self.kind.toml(self.value(settings))
+
+    def value(self, settings: Settings) -> Any:
+        """Its value in these settings."""
+        found: Any = settings
+        for name in self.path.split("."):
+            found = getattr(found, name)
+        return found
+
+
+def _quoted(value: object) -> str:
+    """A TOML basic string; what our types hold has no control character."""
+    return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError
+    return value
+
+
+def _empty_or(parse: Callable[[str], Any]) -> Callable[[Any], Any]:
+    return lambda value: parse(value) if _text(value) else None
+
+
+def _address(*, wildcard: bool) -> Kind:
+    def parse(text: str) -> Any:
+        address = parse_address(text)
+        if address.is_unspecified and not wildcard:
+            raise ValueError
+        return address
+
+    example = '"192.0.2.11" or "2001:db8::11"' + ("" if wildcard else ", not a wildcard")
+    return Kind(f'an IP address as text such as {example}, or "" for the default', _empty_or(parse), _or_empty)
+
+
+def _or_empty(value: Any) -> str:
+    return _quoted("" if value is None else value)
+
+
+def _path(text: str) -> PurePosixPath:
+    if not text.startswith("/") or not text.isprintable():
+        raise ValueError
+    return PurePosixPath(text)
+
+
+def _whole(low: int, high: int) -> Kind:
+    def parse(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise ValueError
+        return value
+
+    return Kind(f"a whole number from {low} to {high}", parse, str)
+
+
+def _seconds(low: float, high: int) -> Kind:
+    def parse(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            raise ValueError
+        return value
+
+    return Kind(f"seconds, a number from {low:g} to {high}", parse, lambda value: f"{value:g}")
+
+
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError
+    return value
+
+
+def _level(value: Any) -> str:
+    if value not in LEVELS:
+        raise ValueError
+    return str(value)
+
+
+def _modes(value: Any) -> frozenset[Security]:
+    if not isinstance(value, list) or not value:
+        raise ValueError
+    return frozenset(Security.parse(_text(each)) for each in value)
+
+
+def _mode_list(value: frozenset[Security]) -> str:
+    return "[" + ", ".join(_quoted(mode.value) for mode in Security if mode in value) + "]"
+
+
+_MODES = '"tls", "psk-null" or "none"'
+_ADDRESS = _address(wildcard=True)
+_ONE_ADDRESS = _address(wildcard=False)
+_FILE = Kind('an absolute path as text, or "" for the default', _empty_or(_path), _or_empty)
+_RANGE = Kind('"FIRST-LAST" as text such as "5100-5200"', lambda value: PortRange.parse(_text(value)), _quoted)
+_TYPE = Kind(
+    "one of " + ", ".join(_quoted(each.name) for each in dataserver.TYPES),
+    lambda value: dataserver.parse_type(_text(value)).name,
+    _quoted,
+)
+_SECURITY = Kind(_MODES, lambda value: Security.parse(_text(value)), lambda value: _quoted(value.value))
+_SECURITIES = Kind(f"a list of {_MODES}", _modes, _mode_list)
+_BOOLEAN = Kind("true or false", _boolean, lambda value: str(value).lower())
+_LEVEL = Kind("one of " + ", ".join(map(_quoted, LEVELS)), _level, _quoted)
+_SIZE = _whole(1024, 1 << 30)
+_COUNT = _whole(1, 1_000_000)
+_SOON = _seconds(0.1, 3600)
+
+
+def _limit(name: str, kind: Kind, about: str) -> Key:
+    # The doors keep the limits that they were opened with.
+    return Key(f"control.limits.{name}", f"control.limits.{name}", kind, about, restart=True)
+
+
+def _same(name: str, kind: Kind, about: str, *, restart: bool = False) -> Key:
+    return Key(name, name, kind, about, restart)
+
+
+KEYS: tuple[Key, ...] = (
+    Key("listen.inbound", "listen_inbound", _ADDRESS, "where inbound tunnels listen; default: every address"),
+    Key(
+        "listen.outbound",
+        "listen_outbound",
+        _ONE_ADDRESS,
+        "where outbound tunnels listen, unencrypted; default: the address that the request came in on",
+    ),
+    _same("advertise", _ONE_ADDRESS, "the address that answers name where a tunnel listens on every address"),
+    _same("port_range", _RANGE, "the ports that tunnels listen on"),
+    _same("default_type", _TYPE, "the data server type of tunnels whose request does not say"),
+    Key("security.default", "default_security", _SECURITY, "what protects tunnels whose request does not say"),
+    Key("security.allowed", "allowed_security", _SECURITIES, "what requests may ask for; holds the default too"),
+    _same(
+        "require_auth",
+        _BOOLEAN,
+        "other hosts must prove who they are; false: whoever reaches the control port is served",
+    ),
+    _same("idle_exit", _seconds(0, 365 * _DAYS), "end when there was nothing to do for so long; 0: never"),
+    Key("log.level", "log_level", _LEVEL, "the least important lines that are logged"),
+    _same("quotas.ports_per_request", _whole(1, 65535), "listeners in one request"),
+    _same("quotas.tunnels_per_peer", _COUNT, "tunnels of one peer at a time"),
+    _same("quotas.pending", _COUNT, "requests that wait for hello or update, of all peers together"),
+    _same("times.hello", _seconds(1, _DAYS), "how long req waits for hello"),
+    _same("times.early_hello", _seconds(0, 3600), "how long a hello waits for its req"),
+    _same("times.update", _seconds(1, _DAYS), "how long a tunnel waits for update"),
+    _same("times.failed_kept", _seconds(0, 30 * _DAYS), "how long a failed tunnel can be looked at"),
+    _same("times.resolve", _seconds(0.1, 300), "how long looking up one host name may take"),
+    _same("tuning.threads", _whole(1, 64), "threads of a data server (Nginx: worker processes)"),
+    _same("tuning.buffer_bytes", _whole(4096, 1 << 24), "buffer of a stream and direction, in bytes"),
+    _same("tuning.handshake_seconds", _whole(1, 3600), "how long the TLS handshake of a stream may take"),
+    _same("tuning.connect_seconds", _whole(1, 3600), "how long connecting to a target may take"),
+    _same("tuning.connections", _COUNT, "streams of one tunnel at a time"),
+    _same(
+        "tuning.keepalive_idle_seconds",
+        _whole(1, 32767),
+        "silence after which TCP keepalive asks whether a peer is there",
+        restart=True,
+    ),
+    Key(
+        "control.certificate",
+        "control.certificate",
+        _FILE,
+        "certificate of the control port, PEM; default: made at first start",
+    ),
+    Key("control.key", "control.key", _FILE, "its private key, PEM without passphrase"),
+    _limit("connections", _COUNT, "connections to the control port at a time"),
+    _limit("connections_per_peer", _COUNT, "of these, from one address"),
+    _limit("handshake_seconds", _SOON, "how long a TLS handshake may take"),
+    _limit("first_request_seconds", _SOON, "how long a new connection may send no complete request"),
+    _limit("message_seconds", _SOON, "how long one request message may take to arrive"),
+    _limit("send_seconds", _SOON, "how long a caller may take to accept an answer"),
+    _limit("idle_seconds", _seconds(0.1, _DAYS), "how long a connection without calls is kept"),
+    _limit("ping_seconds", _SOON, "silence of a waiting caller after which it is sent a PING"),
+    _limit("ping_answer_seconds", _SOON, "how long it may take to answer that"),
+    _limit("linger_seconds", _SOON, "how long a closing connection may take"),
+    _limit("message_bytes", _SIZE, "size of a request message"),
+    _limit("pending_bytes", _SIZE, "incomplete messages of one connection together"),
+    _limit("header_bytes", _SIZE, "headers of a call"),
+    _limit("streams", _whole(1, 100_000), "calls of one connection at a time"),
+    _limit("frames", _COUNT, "credit of a connection, in HTTP/2 frames"),
+    _limit("frames_per_second", _COUNT, "how fast that credit grows"),
+)
