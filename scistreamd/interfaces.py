@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from scistreamd.model import Caller, Endpoint, IPAddress, Role, Security, Uid
+
+if TYPE_CHECKING:
+    from scistreamd.records import Record
 
 # sd_listen_fds(3): the first inherited socket, and where ours begin under every launcher.
 FIRST_FD = 3
@@ -230,6 +233,9 @@ class Launcher(Protocol):
         Raises PortsBusy, or ScistreamError where an address is not this host's.
         """
 
+    def places(self, tunnel_id: str) -> Places:
+        """Where the files of a tunnel are, for `adopt`."""
+
     async def adopt(self, tunnel_id: str, binds: Sequence[Bind], program: Program | None, told: Told) -> Held | None:
         """Take over a tunnel of the daemon before; None where nothing of it is left.
 
@@ -251,6 +257,19 @@ class Network(Protocol):
 
     async def local(self, addresses: Set[IPAddress]) -> frozenset[IPAddress]:
         """Those of the addresses on which this host itself answers."""
+
+
+class Store(Protocol):
+    """The books of tunnels that outlive the daemon."""
+
+    def save(self, record: Record) -> None:
+        """Write it down, in place of what was there; FAILED_PRECONDITION where that cannot be."""
+
+    def delete(self, tunnel_id: str) -> None:
+        """Forget it; not having it is fine."""
+
+    def load(self) -> list[Record]:
+        """All of them, the oldest first."""
 
 
 class Authority(Protocol):

@@ -13,11 +13,12 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
+from scistreamd.books import Books, is_worth_keeping, remaining
 from scistreamd.config import Settings
 from scistreamd.dataserver import DataServerType
 from scistreamd.errors import Code, ScistreamError, invalid
 from scistreamd.gate import Gate, Grant
-from scistreamd.interfaces import KeyMaker, Launcher, Plan, Told
+from scistreamd.interfaces import Held, KeyMaker, Launcher, Plan, PortsBusy, Store, Told
 from scistreamd.lifecycle import Event
 from scistreamd.model import Answer, Change, IPAddress, Options, Role, State, Target, TunnelView, Uid
 from scistreamd.planning import Planner
@@ -39,12 +40,16 @@ class Manager:
         keys: KeyMaker,
         launcher_of: Callable[[DataServerType], Launcher],
         any_address: IPAddress,
+        *,
+        store: Store | None = None,
     ) -> None:
-        """``launcher_of`` and ``any_address``: as `planning.Planner` has them."""
+        """``launcher_of`` and ``any_address``: as `planning.Planner` has them; ``store`` keeps the books of
+        tunnels that outlive the daemon, where a launcher has such."""
         self._settings = settings
         self._gate = gate
         self._keys = keys
         self._planner = Planner(settings, gate, launcher_of, any_address)
+        self._books = Books(self._planner, store)
         self._ports = Reservations(settings.port_range)
         self._registry = Registry()
         self._early: dict[str, set[asyncio.Event]] = {}
@@ -90,6 +95,7 @@ class Manager:
                 await self._settle(tunnel, [entry.port for entry in entries])
             tunnel.check(Event.HELLO)  # it may have been released while its ports were settled
             tunnel.advance(Event.HELLO)
+            self._books.save(tunnel)
         self._limit(tunnel, self._settings.times.update, "no update came in time")
         self._registry.changed(tunnel)
         answer = tunnel.answer(entries if tunnel.role is Role.PROD else ())
@@ -181,9 +187,63 @@ class Manager:
 
     async def close(self) -> None:
         """End every tunnel that lives with the daemon, and wait for what is under way."""
-        await asyncio.gather(*(self._end(tunnel, "the daemon stops") for tunnel in self._registry))
+        mortal = [each for each in self._registry if not self._planner.launcher_of(each.type).outlives]
+        await asyncio.gather(*(self._end(tunnel, "the daemon stops") for tunnel in mortal))
+        for tunnel in self._registry:
+            tunnel.set_timer(None)
         while self._tasks:
             await asyncio.wait(self._tasks)
+
+    # Going on where the daemon before stopped
+
+    async def restore(self) -> None:
+        """Take over what the books tell of, before any front door opens.
+
+        A tunnel that runs is adopted as it is; one whose data server is gone,
+        as after a reboot, is made again with its UID, listeners and targets
+        while its lifetime lasts; of all else the rest is cleared away. What
+        looks like a tunnel of ours and is in no book is told of and left alone.
+        """
+        launchers = set()
+        for record in self._books.load():
+            tunnel = self._books.tunnel(record)
+            launchers.add(self._planner.launcher_of(tunnel.type))
+            await self._restore(tunnel, is_worth_keeping(record))
+        for launcher in launchers:
+            for stranger in await launcher.strangers([tunnel.id for tunnel in self._registry]):
+                _log.warning("%s looks like a tunnel of ours and is in no book; it is left alone", stranger)
+
+    async def _restore(self, tunnel: Tunnel, worth_keeping: bool) -> None:
+        launcher = self._planner.launcher_of(tunnel.type)
+        program = None
+        if tunnel.state is State.ACTIVE:
+            plan = self._books.plan(tunnel, tunnel.generation)
+            program = tunnel.type.server.render(plan, launcher.places(tunnel.id))
+        self._enter(tunnel)
+        self._ports.claim(tunnel)
+        tunnel.greeted.cancel()  # its req went with the daemon before
+        try:
+            tunnel.held = await launcher.adopt(tunnel.id, tunnel.binds, program, self._told(tunnel))
+            if not worth_keeping or (tunnel.held is None and tunnel.state is State.READY):
+                await self._end(tunnel, "it did not outlive the daemon before")
+                return
+            if tunnel.held is None:
+                await self._make_again(tunnel, launcher)
+        except (ScistreamError, PortsBusy) as problem:
+            self._failed(tunnel, f"it could not be restored: {problem}")
+            return
+        if tunnel.state is State.READY:
+            self._limit(tunnel, self._settings.times.update, "no update came in time")
+        elif tunnel.expires:
+            self._limit(tunnel, remaining(tunnel), "its lifetime is over")
+        self._registry.changed(tunnel)
+        _log.info("goes on", extra={"tunnel": tunnel.id})
+
+    async def _make_again(self, tunnel: Tunnel, launcher: Launcher) -> None:
+        tunnel.held = await launcher.hold(tunnel.id, tunnel.binds, self._told(tunnel))
+        await self._run(tunnel, tunnel.held, self._books.plan(tunnel, tunnel.generation))
+        if tunnel.expires:
+            await tunnel.held.limit(remaining(tunnel))
 
     # Opening
 
@@ -193,12 +253,11 @@ class Manager:
             await self._end(former, "a new request takes its place")
         self._settings.quotas.check(count, self._registry.of_peer(grant.caller.peer), self._registry.pending())
         tunnel = self._planner.tunnel(grant.caller, uid, role, count, options)
-        self._registry.add(tunnel)
-        tunnel.undo.callback(self._registry.remove, tunnel)
-        tunnel.undo.push_async_callback(self._ports.let_go, tunnel)
+        self._enter(tunnel)
         try:
             launcher = self._planner.launcher_of(tunnel.type)
             await self._ports.hold(tunnel, launcher, self._planner.address(tunnel), self._told(tunnel))
+            self._books.save(tunnel)
         except BaseException:
             await tunnel.undo.aclose()
             raise
@@ -223,6 +282,13 @@ class Manager:
             await self._end(tunnel, problem.message, problem)
             raise
         return tunnel
+
+    def _enter(self, tunnel: Tunnel) -> None:
+        """Let the tunnel be known, with the undo of that and of what it will hold."""
+        self._registry.add(tunnel)
+        tunnel.undo.callback(self._registry.remove, tunnel)
+        tunnel.undo.callback(self._books.delete, tunnel)
+        tunnel.undo.push_async_callback(self._ports.let_go, tunnel)
 
     # Hello
 
@@ -271,17 +337,13 @@ class Manager:
             spread = tuple(targets[index % len(targets)] for index in range(tunnel.count))
             addresses = await self._gate.addresses(spread)
             tunnel.check(Event.UPDATE)
-            plan = Plan(
-                tunnel.id,
-                tunnel.role,
-                tunnel.security,
-                tunnel.binds,
-                addresses,
-                tunnel.generation + 1,
-                self._settings.tuning,
-            )
-            await self._serve(tunnel, plan)
-            tunnel.generation, tunnel.targets = plan.generation, spread
+            before = tunnel.targets, tunnel.addresses
+            tunnel.targets, tunnel.addresses = spread, addresses
+            try:
+                await self._serve(tunnel, self._books.plan(tunnel, tunnel.generation + 1))
+            except BaseException:
+                tunnel.targets, tunnel.addresses = before
+                raise
         self._registry.changed(tunnel)
         _log.info("forwards to %s", ", ".join(map(str, spread)), extra={"tunnel": tunnel.id})
         return tunnel.answer(spread)
@@ -292,20 +354,26 @@ class Manager:
         if first:
             tunnel.set_timer(None)
         try:
-            program = tunnel.type.server.render(plan, held.places)
-            await held.serve(program, self._keys.files(tunnel.uid, tunnel.role, tunnel.security))
+            await self._run(tunnel, held, plan)
             tunnel.advance(Event.UPDATE)
+            self._books.save(tunnel)
         except Exception as problem:
-            if first and tunnel.state is State.READY:
+            if first and tunnel.state in (State.READY, State.ACTIVE):
                 self._failed(tunnel, str(problem))
                 await self._ports.let_go(tunnel)
             raise
         if first and tunnel.options.lifetime:
             await self._set_lifetime(tunnel, tunnel.options.lifetime)
 
+    async def _run(self, tunnel: Tunnel, held: Held, plan: Plan) -> None:
+        program = tunnel.type.server.render(plan, held.places)
+        await held.serve(program, self._keys.files(tunnel.uid, tunnel.role, tunnel.security))
+        tunnel.generation = plan.generation
+
     async def _set_lifetime(self, tunnel: Tunnel, seconds: int) -> None:
         await tunnel.holding.limit(seconds)
         tunnel.expires = time.time() + seconds if seconds else 0
+        self._books.save(tunnel)
         if seconds:
             self._limit(tunnel, seconds, "its lifetime is over")
         else:

@@ -8,9 +8,14 @@ from pathlib import Path, PurePosixPath
 from scistreamd.interfaces import Places
 
 
+def places_below(root: Path) -> Places:
+    """The directories of a tunnel whose files are below ``root``."""
+    return Places(*(PurePosixPath(root / name) for name in ("config", "secrets", "scratch")))
+
+
 def make_places(root: Path, uid: int | None) -> Places:
     """Make the directories below ``root``, which is made too; ``uid`` is the data server's user, None: ours."""
-    places = Places(*(PurePosixPath(root / name) for name in ("config", "secrets", "scratch")))
+    places = places_below(root)
     root.mkdir(mode=0o711)
     for path, mode in ((places.config, 0o755), (places.secrets, 0o700), (places.scratch, 0o700)):
         Path(path).mkdir(mode=mode)

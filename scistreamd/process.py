@@ -21,7 +21,7 @@ from scistreamd import sockets
 from scistreamd.child import Child
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.interfaces import Bind, DataServer, Places, Program, Told
-from scistreamd.places import make_places, write_file
+from scistreamd.places import make_places, places_below, write_file
 from scistreamd.readiness import Words
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -62,6 +62,10 @@ class ProcessLauncher:
     def outlives(self) -> bool:
         """False: children end with the daemon."""
         return False
+
+    def places(self, tunnel_id: str) -> Places:
+        """Where the files of a tunnel are."""
+        return places_below(self._runtime / tunnel_id)
 
     async def adopt(self, tunnel_id: str, binds: Sequence[Bind], program: Program | None, told: Told) -> None:
         """Nothing is ever left to adopt."""
@@ -175,6 +179,7 @@ class ProcessHeld:
         if self._child and self._child.running:
             await self._retarget(program)
             return
+        await self._supervise_no_more()
         self._write_config(program)
         for name, content in secrets.items():
             write_file(Path(self._places.secrets) / name, content, 0o600, self._uid)
@@ -253,7 +258,18 @@ class ProcessHeld:
                 # What runs on is the configuration before: a restart must find that one.
                 self._write_config(before)
                 raise
+            finally:
+                if words.say_rejected:
+                    await self._recovered(child, before)
         self._program = program
+
+    async def _recovered(self, child: Child, program: Program) -> None:
+        """Return when a data server that refused a configuration takes signals again; the next would be lost before."""
+        with Words(child, program) as words:
+            for _ in range(round(self._launcher.start_seconds / _POLL)):
+                if not child.running or await words.answers():
+                    return
+                await asyncio.sleep(_POLL)
 
     async def _supervise(self, child: Child) -> None:
         """Start the data server again when it ends, until that fails too often in a row."""
@@ -276,6 +292,12 @@ class ProcessHeld:
                     self._told.failed(problem.message)
                 return
 
+    async def _supervise_no_more(self) -> None:
+        if self._supervisor:
+            self._supervisor.cancel()
+            await asyncio.wait([self._supervisor])
+            self._supervisor = None
+
     async def close(self, drain: float = 0) -> None:
         """See `interfaces.Held.close`."""
         if self._closing is None:
@@ -284,9 +306,7 @@ class ProcessHeld:
 
     async def _close(self, drain: float) -> None:
         try:
-            if self._supervisor:
-                self._supervisor.cancel()
-                await asyncio.wait([self._supervisor])
+            await self._supervise_no_more()
             if self._child and self._program and drain > 0:
                 await self._drain(self._child, self._program, drain)
             ending = [self._child.end(_END_GRACE)] if self._child else []

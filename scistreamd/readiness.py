@@ -36,6 +36,10 @@ class Words(contextlib.ExitStack):
         """Whether all has been said that means: it accepts, by the new configuration alone."""
         if any(watch.count < count for watch, count in self._logged):
             return False
+        return await self.answers()
+
+    async def answers(self) -> bool:
+        """Whether its control socket answers for this configuration; True where it has none."""
         return await _socket_says(self._ready) if isinstance(self._ready, SocketSays) else True
 
     @property

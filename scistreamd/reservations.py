@@ -26,6 +26,10 @@ class Reservations:
         """How many ports of the range no tunnel has."""
         return self._pool.free
 
+    def change_range(self, ports: PortRange) -> None:
+        """Reserve from another range; what is held outside of it stays held."""
+        self._pool.change_range(ports)
+
     async def hold(self, tunnel: Tunnel, launcher: Launcher, address: IPAddress, told: Told) -> None:
         """Hold listeners for the tunnel on ``address``; another program's port is passed over.
 
@@ -37,15 +41,24 @@ class Reservations:
             binds = tuple(Bind(Endpoint(address, port), udp) for port in ports)
             tunnel.held = await launcher.hold(tunnel.id, binds, told)
             tunnel.binds = binds
+            tunnel.reserved = True
 
         await self._with_ports(tunnel.count, hold)
+
+    def claim(self, tunnel: Tunnel) -> None:
+        """Count the ports of a tunnel of the daemon before as given out; those outside the range are not counted."""
+        tunnel.reserved = True
+        for port in tunnel.ports:
+            self._pool.claim(port)
 
     async def let_go(self, tunnel: Tunnel) -> None:
         """End the tunnel's data server and free its ports; a second time it does nothing."""
         held, tunnel.held = tunnel.held, None
         if held is not None:
             await held.close(tunnel.drain)
-            self._pool.give_back(tunnel.ports)
+        if tunnel.reserved:
+            tunnel.reserved = False
+            self._pool.give_back(port for port in tunnel.ports if port in self._pool.range)
 
     async def settle(self, tunnel: Tunnel, wished: Sequence[int], others: Iterable[Tunnel]) -> list[int]:
         """Give an outbound tunnel the ports that it wishes for, in their order, where they are to be had.

@@ -20,7 +20,9 @@ class Tunnel:
 
     ``shown_host`` stands in answers where a listener is bound to a wildcard.
     ``created`` and ``expires`` are seconds since the epoch, 0: no end;
-    ``announced``: watchers know of it. ``greeted`` ends the wait of `req`: with the answer, or with why there is none.
+    ``reserved``: its ports are taken out of the pool; ``announced``: watchers
+    know of it. ``greeted`` ends the wait of `req`: with the answer, or with
+    why there is none.
     """
 
     uid: Uid
@@ -34,8 +36,10 @@ class Tunnel:
     greeted: asyncio.Future[Answer]
     state: State = State.PENDING
     held: Held | None = None
+    reserved: bool = False
     binds: tuple[Bind, ...] = ()
     targets: tuple[Target, ...] = ()
+    addresses: tuple[tuple[Endpoint, ...], ...] = ()
     generation: int = 0
     drain: float = 0
     created: float = field(default_factory=time.time)

@@ -162,6 +162,23 @@ async def test_retarget_and_restart_with_the_latest(runtime: Path) -> None:
     await held.close()
 
 
+async def test_an_update_while_it_is_started_again(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One data server runs afterwards, not two."""
+    monkeypatch.setattr("scistreamd.process._RESTART_SECONDS", 0.5)
+    launcher, port = ProcessLauncher(runtime), free_port()
+    held = await launcher.hold(ID, binds(port), never)
+    await held.serve(program(held.places.config, "one"), {})
+    assert held._child is not None
+    os.kill(held._child.pid, signal.SIGKILL)
+    await held._child.wait()
+    await asyncio.sleep(0.05)
+    await held.serve(program(held.places.config, "two"), {})
+    await asyncio.sleep(0.6)
+    assert [await ask(port) for _ in range(3)] == [await ask(port)] * 3
+    assert (await ask(port)).startswith("two ")
+    await held.close()
+
+
 async def test_a_reload_that_fails_leaves_the_configuration_before(runtime: Path) -> None:
     launcher, port = ProcessLauncher(runtime, start_seconds=0.5), free_port()
     held = await launcher.hold(ID, binds(port), never)

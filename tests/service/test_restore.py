@@ -1,0 +1,245 @@
+"""The books, and a daemon that goes on where the one before stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import json
+import os
+import stat
+import time
+from collections.abc import AsyncIterator, Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from scistreamd.errors import Code, ScistreamError
+from scistreamd.gate import Gate, Verb
+from scistreamd.interfaces import Bind, Held, Program, Told
+from scistreamd.keys import TunnelKeys
+from scistreamd.manager import Manager
+from scistreamd.model import Options, Role, State, Uid
+from scistreamd.network import HostNetwork
+from scistreamd.process import ProcessHeld, ProcessLauncher
+from scistreamd.records import BadRecord, Record
+from scistreamd.runtime import runtime_directory
+from scistreamd.store import FileStore
+from tests.service.test_manager import ANY, CALLER, RANGE, SETTINGS, TARGET, grant, listening
+
+
+class LastingLauncher(ProcessLauncher):
+    """Stands for the service manager: what it holds does not end with a `Manager`."""
+
+    def __init__(self, runtime: Path) -> None:
+        super().__init__(runtime)
+        self.lasting: dict[str, ProcessHeld] = {}
+        self.others: list[str] = []
+
+    @property
+    def outlives(self) -> bool:
+        return True
+
+    async def hold(self, tunnel_id: str, binds: Sequence[Bind], told: Told) -> ProcessHeld:
+        held = self.lasting[tunnel_id] = await super().hold(tunnel_id, binds, told)
+        return held
+
+    async def adopt(self, tunnel_id: str, binds: Sequence[Bind], program: Program | None, told: Told) -> Held | None:  # type: ignore[override]
+        held = self.lasting.get(tunnel_id)
+        return held if held and held._closing is None else None
+
+    async def strangers(self, known: Collection[str]) -> list[str]:
+        return [f"scistream-{each}.service" for each in self.others if each not in known]
+
+
+class Host:
+    """A host on which daemons come and go."""
+
+    def __init__(self, runtime: Path, state: Path) -> None:
+        self.launcher = LastingLauncher(runtime)
+        self.runtime = runtime
+        self.store = FileStore(state / "tunnels")
+        self.network = HostNetwork(5)
+        self.running: list[Manager] = []
+
+    async def daemon(self) -> Manager:
+        manager = Manager(
+            SETTINGS, Gate(SETTINGS, self.network), TunnelKeys(), lambda _: self.launcher, ANY, store=self.store
+        )
+        await manager.restore()
+        self.running.append(manager)
+        return manager
+
+    def reboot(self) -> None:
+        """Forget what ran; its processes are ended by the caller."""
+        self.launcher.lasting.clear()
+
+
+@contextlib.asynccontextmanager
+async def host(state: Path) -> AsyncIterator[Host]:
+    with runtime_directory() as runtime:
+        made = Host(runtime, state)
+        try:
+            yield made
+        finally:
+            for held in made.launcher.lasting.values():
+                await held.close()
+            for manager in made.running:
+                await manager.close()
+            made.network.close()
+
+
+async def make(manager: Manager, options: Options | None = None) -> Uid:
+    uid, _ = await manager.create(grant(Verb.CREATE), Role.PROD, (TARGET,), options or Options(label="kept"))
+    return uid
+
+
+async def test_a_running_tunnel_is_adopted_and_ends_as_ever(tmp_path: Path) -> None:
+    async with host(tmp_path) as here:
+        first = await here.daemon()
+        uid = await make(first)
+        before = first.view(uid.id)
+        await first.close()
+        assert listening(26200)
+        second = await here.daemon()
+        assert second.view(uid.id) == before
+        assert second.free_ports == len(RANGE) - 1
+        other = await make(second)
+        assert second.view(other.id).listeners[0].port == 26201
+        await second.retarget(grant(Verb.UPDATE), uid.id, (TARGET,))
+        for each in (uid, other):
+            await second.end(grant(Verb.RELEASE), each.id, 0)
+        assert not listening(26200)
+        assert os.listdir(tmp_path / "tunnels") == []
+        assert os.listdir(here.runtime) == ["lock"]
+        assert second.free_ports == len(RANGE)
+
+
+async def test_after_a_reboot_it_comes_back_the_same(tmp_path: Path) -> None:
+    async with host(tmp_path) as here:
+        first = await here.daemon()
+        uid = await make(first, Options(lifetime=600))
+        before = first.view(uid.id)
+        await first.close()
+        for held in here.launcher.lasting.values():
+            await held.close()
+        here.reboot()
+        assert not listening(26200)
+        second = await here.daemon()
+        assert second.view(uid.id) == before
+        assert listening(26200)
+        await second.end(grant(Verb.RELEASE), uid.id, 0)
+
+
+@pytest.mark.parametrize("change", [{"state": State.PENDING}, {"state": State.FAILED}, {"expires": 1.0}])
+async def test_what_is_not_worth_keeping_is_cleared(tmp_path: Path, change: dict[str, object]) -> None:
+    async with host(tmp_path) as here:
+        first = await here.daemon()
+        await make(first)
+        await first.close()
+        [record] = here.store.load()
+        here.store.save(replace(record, **change))  # type: ignore[arg-type]
+        second = await here.daemon()
+        assert second.tunnels() == ()
+        assert not listening(26200)
+        assert here.store.load() == []
+        assert second.free_ports == len(RANGE)
+
+
+async def test_one_whose_port_was_taken_meanwhile_is_told_of(tmp_path: Path) -> None:
+    async with host(tmp_path) as here:
+        first = await here.daemon()
+        uid = await make(first)
+        await first.close()
+        for held in here.launcher.lasting.values():
+            await held.close()
+        here.reboot()
+        rival = await asyncio.start_server(lambda *_: None, "127.0.0.1", 26200)
+        second = await here.daemon()
+        assert second.view(uid.id).state is State.FAILED
+        assert "26200 is in use by another program" in second.view(uid.id).result
+        rival.close()
+        await rival.wait_closed()
+        await second.end(grant(Verb.RELEASE), uid.id, 0)
+        assert second.free_ports == len(RANGE)
+
+
+async def test_strangers_are_told_of_and_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with host(tmp_path) as here:
+        first = await here.daemon()
+        uid = await make(first)
+        await first.close()
+        here.launcher.others = ["0123456789ab", uid.id]
+        second = await here.daemon()
+        assert "scistream-0123456789ab.service looks like a tunnel of ours" in caplog.text
+        assert caplog.text.count("looks like") == 1
+        await second.end(grant(Verb.RELEASE), uid.id, 0)
+
+
+async def test_a_full_disk_refuses_new_tunnels_and_harms_no_running_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with host(tmp_path) as here:
+        manager = await here.daemon()
+        uid = await make(manager)
+
+        def full(_: int) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        with monkeypatch.context() as broken:
+            broken.setattr(os, "fsync", full)
+            with pytest.raises(ScistreamError, match="No space left on device") as caught:
+                await make(manager)
+        assert caught.value.code is Code.FAILED_PRECONDITION
+        assert manager.free_ports == len(RANGE) - 1
+        assert manager.view(uid.id).state is State.ACTIVE
+        await manager.end(grant(Verb.RELEASE), uid.id, 0)
+
+
+async def test_files_are_for_root_alone_and_bad_ones_are_left_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with host(tmp_path) as here:
+        manager = await here.daemon()
+        uid = await make(manager)
+        [path] = (tmp_path / "tunnels").iterdir()
+        assert path.name == f"{uid.id}.json"
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+        good = json.loads(path.read_text())
+        bad = {
+            "no json": "{",
+            "another version": json.dumps(good | {"version": 2}),
+            "a missing key": json.dumps({key: good[key] for key in good if key != "role"}),
+            "another tunnel": json.dumps(good | {"uid": Uid.random().reveal()}),
+            "a name for an address": json.dumps(good | {"addresses": [["localhost:1"]]}),
+            "a list": "[]",
+        }
+        for number, text in enumerate(bad.values()):
+            (path.parent / f"{number:012x}.json").write_text(text)
+        assert [record.uid for record in here.store.load()] == [uid]
+        assert caplog.text.count("is left alone") == len(bad)
+        assert good["uid"] not in caplog.text
+        await manager.end(grant(Verb.RELEASE), uid.id, 0)
+
+
+def test_a_record_reads_back_as_it_was() -> None:
+    record = Record(
+        uid=Uid.random(),
+        role=Role.CONS,
+        state=State.ACTIVE,
+        type="Nginx",
+        security=SETTINGS.default_security,
+        binds=(),
+        shown_host=ANY,
+        owner=replace(CALLER, identity="uid:1000"),
+        options=Options(label="ü", lifetime=5),
+        targets=(TARGET,),
+        generation=3,
+        created=time.time(),
+        expires=time.time() + 5,
+    )
+    assert Record.from_json(json.loads(json.dumps(record.to_json()))) == record
+    with pytest.raises(BadRecord):
+        Record.from_json(None)
