@@ -19,6 +19,8 @@ ADAPTERS = {
     "activation", "configread", "controlcert",
     "store",
 }  # fmt: skip
+# What a command line tool and the daemon do alike.
+SHARED = {"addresses", "files", "selfsigned"}
 SERVICE = {"gate", "manager", "books", "planning", "registry", "reservations", "tunnel"}
 CONTROL = "control"
 # s2cs starts the daemon in the foreground: the one command line tool that may.
@@ -82,7 +84,14 @@ def test_the_service_layer_knows_no_adapter_and_no_wire() -> None:
 def test_adapters_know_no_service_and_one_outside_system_each() -> None:
     for name, imported in modules():
         if name in ADAPTERS:
-            assert ours(imported) <= CORE | ADAPTERS, name
+            assert ours(imported) <= CORE | ADAPTERS | SHARED, name
+            assert len(foreign(imported)) <= 1, name
+
+
+def test_what_tools_and_daemon_share_knows_neither() -> None:
+    for name, imported in modules():
+        if name in SHARED:
+            assert ours(imported) <= CORE | SHARED, name
             assert len(foreign(imported)) <= 1, name
 
 
@@ -110,6 +119,6 @@ def test_only_the_composition_root_builds_adapters() -> None:
 
 def test_every_module_has_a_place() -> None:
     """A new module belongs to a layer, so that the rules above see it."""
-    placed = CORE | ADAPTERS | SERVICE | {"daemon", "cli", CONTROL}
+    placed = CORE | ADAPTERS | SHARED | SERVICE | {"daemon", "cli", CONTROL}
     for name, _ in modules():
         assert name in placed or name.split(".")[0] in {"cli", CONTROL}, name

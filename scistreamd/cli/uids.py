@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from scistreamd.cli import files
+from scistreamd import files
 from scistreamd.cli.options import UsageError
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.model import Uid
