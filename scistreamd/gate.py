@@ -49,8 +49,22 @@ class Gate:
         self._authority = authority
 
     def admit(self, caller: Caller, verb: Verb) -> Grant:
-        """Allow the verb, or raise UNAUTHENTICATED or PERMISSION_DENIED."""
+        """Allow the verb, or raise UNAUTHENTICATED or PERMISSION_DENIED.
+
+        Who has proved nothing is served on loopback alone, unless the operator opened the gateway.
+        """
+        here = caller.peer is None or caller.peer.is_loopback
+        if self._settings.require_auth and not caller.identity and not here:
+            raise ScistreamError(
+                Code.UNAUTHENTICATED,
+                "this gateway has no authentication configured, so it serves its own host alone",
+                "the operator may open it to every host: require_auth = false in scistreamd.toml",
+            )
         return Grant(caller, verb)
+
+    def reconfigure(self, settings: Settings) -> None:
+        """Judge by other settings from now on."""
+        self._settings = settings
 
     async def authorize(self, caller: Caller, verb: Verb, owner: str | None = None) -> Grant:
         """Allow a user of this host the verb: root always, others as the authority decides.

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from scistreamd.books import Books, is_worth_keeping, remaining
@@ -176,6 +177,13 @@ class Manager:
     def watch(self, see: Callable[[Change], None]) -> Callable[[], None]:
         """Call ``see`` with every change of every tunnel; returns the way to stop that."""
         return self._registry.watch(see)
+
+    def reconfigure(self, settings: Settings) -> None:
+        """Go by other settings from now on; tunnels that exist keep what they were made with."""
+        self._settings = settings
+        self._planner = replace(self._planner, settings=settings)
+        self._books = replace(self._books, planner=self._planner)
+        self._ports.change_range(settings.port_range)
 
     @property
     def free_ports(self) -> int:

@@ -51,6 +51,12 @@ class Pool:
         self._given_out.add(port)
         return True
 
+    def occupy(self, ports: Iterable[int]) -> None:
+        """Count these as given out, in the range or not."""
+        for port in ports:
+            self._free.pop(port, None)
+            self._given_out.add(port)
+
     def put_back(self, ports: Iterable[int]) -> None:
         """Return ports that were taken and not used: they are next in turn again."""
         self._free = self._returned(ports) | self._free

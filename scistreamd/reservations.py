@@ -46,10 +46,9 @@ class Reservations:
         await self._with_ports(tunnel.count, hold)
 
     def claim(self, tunnel: Tunnel) -> None:
-        """Count the ports of a tunnel of the daemon before as given out; those outside the range are not counted."""
+        """Count the ports of a tunnel of the daemon before as given out, also where the range is another by now."""
         tunnel.reserved = True
-        for port in tunnel.ports:
-            self._pool.claim(port)
+        self._pool.occupy(tunnel.ports)
 
     async def let_go(self, tunnel: Tunnel) -> None:
         """End the tunnel's data server and free its ports; a second time it does nothing."""
@@ -58,7 +57,7 @@ class Reservations:
             await held.close(tunnel.drain)
         if tunnel.reserved:
             tunnel.reserved = False
-            self._pool.give_back(port for port in tunnel.ports if port in self._pool.range)
+            self._pool.give_back(tunnel.ports)
 
     async def settle(self, tunnel: Tunnel, wished: Sequence[int], others: Iterable[Tunnel]) -> list[int]:
         """Give an outbound tunnel the ports that it wishes for, in their order, where they are to be had.

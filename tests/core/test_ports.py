@@ -104,3 +104,13 @@ def test_another_range_keeps_what_is_out_until_it_comes_back() -> None:
     pool.give_back(out)
     assert sorted(pool.take(4)) == [5101, 5102, 5103, 5104]
     assert not pool.claim(5100)
+
+
+def test_what_is_occupied_outside_the_range_is_not_given_out_when_the_range_comes_there() -> None:
+    pool = Pool(PortRange(5100, 5101))
+    pool.occupy([5101, 5102])
+    assert pool.free == 1
+    pool.change_range(PortRange(5100, 5103))
+    assert pool.take(2) == [5100, 5103]
+    pool.give_back([5102, 5101])
+    assert pool.take(2) == [5102, 5101]

@@ -11,8 +11,8 @@ import pytest
 
 from scistreamd.config import Settings
 from scistreamd.errors import Code, ScistreamError
-from scistreamd.gate import Gate
-from scistreamd.model import Security, Target
+from scistreamd.gate import Gate, Grant, Verb
+from scistreamd.model import Caller, Security, Target
 from scistreamd.network import HostNetwork
 
 LOOPBACK = ipaddress.ip_address("127.0.0.1")
@@ -86,3 +86,24 @@ def test_security_by_default_and_by_leave(network: HostNetwork) -> None:
     assert open_gate.security(Security.TLS, every) is Security.TLS
     with pytest.raises(ScistreamError, match="cannot do none"):
         open_gate.security(None, frozenset({Security.TLS}))
+
+
+@pytest.mark.parametrize("peer", ["127.0.0.1", "127.9.9.9", "::1", None])
+def test_who_has_proved_nothing_is_served_on_loopback(network: HostNetwork, peer: str | None) -> None:
+    caller = Caller("gRPC", peer=ipaddress.ip_address(peer) if peer else None)
+    for verb in Verb:
+        assert Gate(Settings(), network).admit(caller, verb) == Grant(caller, verb)
+
+
+@pytest.mark.parametrize("peer", ["192.0.2.9", "2001:db8::9", "fe80::1"])
+def test_who_has_proved_nothing_is_not_served_elsewhere_unless_opened(network: HostNetwork, peer: str) -> None:
+    caller = Caller("gRPC", peer=ipaddress.ip_address(peer))
+    gate = Gate(Settings(), network)
+    for verb in Verb:
+        with pytest.raises(ScistreamError) as caught:
+            gate.admit(caller, verb)
+        assert caught.value.code is Code.UNAUTHENTICATED
+        assert "require_auth = false" in caught.value.hint
+    assert gate.admit(replace(caller, identity="somebody"), Verb.CREATE)
+    gate.reconfigure(Settings(require_auth=False))
+    assert gate.admit(caller, Verb.CREATE)

@@ -476,3 +476,18 @@ async def test_a_failed_tunnel_gives_way_to_a_new_request(monkeypatch: pytest.Mo
         await here.ready(uid)
         await here.update(uid, TARGET)
         assert here.manager.view(uid.id).state is State.ACTIVE
+
+
+async def test_other_settings_count_from_then_on() -> None:
+    async with gateway() as here:
+        uid, other = Uid.random(), Uid.random()
+        before = (await here.ready(uid)).listeners
+        here.manager.reconfigure(replace(SETTINGS, port_range=PortRange(26205, 26209), default_type="Stunnel"))
+        assert here.manager.free_ports == 5
+        assert (await here.ready(other)).listeners[0].port == 26205
+        assert here.manager.view(other.id).type == "Stunnel"
+        assert here.manager.view(uid.id).listeners == before
+        await here.release(uid)
+        assert here.manager.free_ports == 4
+        here.manager.reconfigure(SETTINGS)
+        assert here.manager.free_ports == 9
