@@ -1,0 +1,307 @@
+"""The lab itself: its hosts, its topology, and that nothing of it outlives its owner."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from tests.system import cgroups
+from tests.system.host import Host, children
+from tests.system.keeper import group
+from tests.system.lab import Lab
+from tests.system.tools import LabError
+from tests.system.trees import home
+from tests.system.wires import HOSTS, addresses
+
+pytestmark = pytest.mark.timeout(600)  # the first lab of a machine builds the base tree
+
+ROOT = Path(__file__).parent.parent.parent
+_OWNER = """
+import signal, sys
+from tests.system.lab import Lab
+lab = Lab.start(sys.argv[1], say=lambda text: None)
+print("up", flush=True)
+signal.pause()
+"""
+
+
+def pings(host: Host, address: str) -> bool:
+    return host.run(["ping", "-c", "1", "-W", "1", address], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_hosts_run_systemd_dbus_and_polkit(lab: Lab, name: str) -> None:
+    host = lab[name]
+    assert host.state() == "running"
+    assert host.run(["cat", "/proc/1/comm"]).stdout == "systemd\n"
+    assert host.run(["hostname"]).stdout == f"{name}\n"
+    assert host.run(["busctl", "--json=short", "call", *DBUS, "GetId"]).stdout.startswith('{"type":"s"')
+    assert "org.freedesktop.systemd1.manage-units" in host.run(["pkaction"]).stdout
+
+
+DBUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_only_the_addresses_of_the_tutorial_and_no_proxy_of_the_distribution(lab: Lab, name: str) -> None:
+    shown = lab[name].run(["ip", "-brief", "-4", "address", "show", "scope", "global"]).stdout
+    assert [word.partition("/")[0] for word in shown.split() if "/" in word] == addresses(name)
+    assert lab[name].run(["ss", "-Htln"]).stdout == ""
+
+
+def test_neighbours_reach_each_other(lab: Lab) -> None:
+    for left, right in pairwise(HOSTS):
+        assert pings(lab[left], right), f"{left} -> {right}"
+        assert pings(lab[right], left), f"{right} -> {left}"
+
+
+def test_the_outbound_gateway_reaches_the_inbound_listener(lab: Lab) -> None:
+    assert pings(lab["consumers2"], "192.168.10.11")
+
+
+def test_no_path_from_end_to_end_not_even_with_routes(lab: Lab) -> None:
+    """Without gateways that forward, a route is of no use: the stream needs the tunnel."""
+    producer, consumer = lab["producer"], lab["consumer"]
+    assert not pings(consumer, "192.168.10.10")
+    assert not pings(producer, "192.168.30.11")
+    producer.run(["ip", "route", "add", "default", "via", "192.168.10.11"])
+    consumer.run(["ip", "route", "add", "default", "via", "192.168.30.10"])
+    try:
+        assert not pings(consumer, "192.168.10.10")
+        assert not pings(producer, "192.168.30.11")
+        assert not pings(consumer, "192.168.20.10")
+    finally:
+        producer.run(["ip", "route", "del", "default"])
+        consumer.run(["ip", "route", "del", "default"])
+
+
+def test_the_project_is_installed_for_the_hosts_own_python(lab: Lab) -> None:
+    for host in lab.hosts():
+        for tool in ("s2cs", "s2uc", "s2ctl"):
+            assert host.run([tool, "--version"]).stdout
+        assert host.run(["/opt/scistream/bin/python", "-c", "import sys; print(sys.base_prefix)"]).stdout == "/usr\n"
+
+
+def test_services_of_one_host_are_not_those_of_another(lab: Lab) -> None:
+    """Each has control groups of its own: the end of a service on one host leaves its namesake alone."""
+    unit = "namesake.service"
+    first, second = lab["producer"], lab["consumer"]
+    for host in (first, second):
+        host.run(["systemd-run", f"--unit={unit}", "sleep", "infinity"])
+    try:
+        first.run(["systemctl", "stop", unit])
+        assert second.run(["systemctl", "is-active", unit]).stdout == "active\n"
+        assert "sleep" in second.run(["systemctl", "status", "--no-pager", unit]).stdout
+    finally:
+        second.run(["systemctl", "stop", unit])
+
+
+def test_firewall_rules_work_inside_units(lab: Lab) -> None:
+    """A unit's capabilities are within those of PID 1, which nspawn gives CAP_NET_ADMIN only when told."""
+    host = lab["producers2"]
+    in_unit = ["systemd-run", "--quiet", "--wait", "--pipe", "nft"]
+    host.run([*in_unit, "add", "table", "inet", "lab"])
+    assert "table inet lab" in host.run([*in_unit, "list", "tables"]).stdout
+    host.run([*in_unit, "delete", "table", "inet", "lab"])
+    assert host.run(["nft", "list", "tables"]).stdout == ""
+
+
+def test_the_hosts_share_the_vagrant_directory(lab: Lab) -> None:
+    lab["producers2"].write("/root/vagrant/note", "shared\n")
+    assert lab["consumer"].run(["cat", "vagrant/note"]).stdout == "shared\n"
+    lab["consumer"].run(["rm", "vagrant/note"])
+
+
+def test_commands_report_output_status_and_time(lab: Lab) -> None:
+    host = lab["producer"]
+    assert host.run(["pwd"], cwd="/usr/bin").stdout == "/usr/bin\n"
+    with pytest.raises(LabError, match=r"(?s)producer.*exit status 3.*told"):
+        host.run(["sh", "-c", "echo told; exit 3"])
+    with pytest.raises(subprocess.TimeoutExpired):
+        host.run(["sleep", "947"], timeout=0.3)
+    host.wait_until(lambda: not running(host, "sleep 947"), "without the command that timed out")
+
+
+def test_background_commands_end_as_they_are_told(lab: Lab) -> None:
+    host = lab["producer"]
+    script = "trap 'echo caught; exit 4' INT; echo begun; while :; do sleep 0.05; done"
+    trapping = host.start(["bash", "-c", script])
+    host.wait_until(lambda: trapping.output() == "begun\n", "begun")
+    trapping.send(signal.SIGINT)
+    host.wait_until(lambda: trapping.output() == "begun\ncaught\n", "caught")
+    assert trapping.stop() == 4
+    with host.start(["sleep", "948"]):
+        host.wait_until(lambda: running(host, "sleep 948"), "running")
+    host.wait_until(lambda: not running(host, "sleep 948"), "ended")
+
+
+def running(host: Host, command: str) -> bool:
+    return host.run(["pgrep", "-fx", command], check=False).returncode == 0
+
+
+def test_the_journal_tells_what_a_service_said(lab: Lab) -> None:
+    host = lab["consumers2"]
+    host.run(["systemd-run", "--wait", "--unit=speaker", "echo", "heard in the journal"])
+    host.wait_until(lambda: "heard in the journal" in host.journal("-u", "speaker"), "heard")
+    host.run(["journalctl", "--sync"])
+
+
+def test_what_never_happens_is_told_with_the_journal(lab: Lab) -> None:
+    with pytest.raises(LabError, match=r"producer: not pigs flying within 0.1 s\n.*systemd"):
+        lab["producer"].wait_until(lambda: False, "pigs flying", seconds=0.1)
+
+
+def test_a_host_keeps_its_disk_over_a_reboot_and_a_power_cut(lab: Lab) -> None:
+    host = lab["consumer"]
+    host.write("/var/lib/note", "kept\n")
+    boot = ["cat", "/proc/sys/kernel/random/boot_id"]
+    leader = host.leader()
+    host.reboot()
+    assert host.leader() != leader
+    assert host.run(["cat", "/var/lib/note"]).stdout == "kept\n"
+    host.cut_power()
+    assert host.state() == ""
+    with pytest.raises(LabError, match="consumer is not running"):
+        host.run(boot)
+    host.boot()
+    assert host.state() == "running"
+    assert host.run(["cat", "/var/lib/note"]).stdout == "kept\n"
+    assert pings(host, "consumers2")
+    host.run(["rm", "/var/lib/note"])
+
+
+# -- a lab's end ------------------------------------------------------------------------------------------------------
+
+
+class Owner:
+    """Another process that owns a lab of its own beside the one of these tests."""
+
+    def __init__(self) -> None:
+        self.name = f"other-{os.getpid()}-{secrets.token_hex(2)}"
+        self.directory = home() / "labs" / self.name
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _OWNER, self.name], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == "up\n"
+        self.unshare = int((self.directory / "pid").read_text())
+        self.processes = list(descendants(self.unshare))
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+    def ended(self) -> bool:
+        """Whether its unshare has ended, which is our child where it lost its parent."""
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.unshare, os.WNOHANG)
+        return not Path(f"/proc/{self.unshare}").exists()
+
+    def groups(self) -> list[Path]:
+        places = [hierarchy / group(self.name) for hierarchy in cgroups.hierarchies()]
+        return [place for place in places if place.exists()]
+
+
+def descendants(pid: int) -> Iterator[int]:
+    for child in children(pid):
+        yield child
+        yield from descendants(child)
+
+
+def network_namespaces(pids: list[int]) -> set[str]:
+    return {os.readlink(f"/proc/{pid}/ns/net") for pid in pids if Path(f"/proc/{pid}/ns/net").is_symlink()}
+
+
+def all_network_namespaces() -> set[str]:
+    found = set()
+    for link in Path("/proc").glob("[0-9]*/ns/net"):
+        try:
+            found.add(os.readlink(link))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, f"not {what}"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def owner() -> Iterator[Owner]:
+    made = Owner()
+    try:
+        yield made
+    finally:
+        made.kill()
+        until(made.ended, "ended")
+
+
+def test_two_labs_side_by_side_know_nothing_of_each_other(lab: Lab, owner: Owner) -> None:
+    other = Lab.attach(owner.name)
+    assert other is not None
+    other["producer"].write("/root/mine", "")
+    assert lab["producer"].run(["ls", "/root"]).stdout == "vagrant\n"
+    assert all(host.state() == "running" for host in [*lab.hosts(), *other.hosts()])
+    with pytest.raises(LabError, match="is up already"):
+        Lab.start(owner.name, say=print)
+
+
+def test_nothing_is_left_when_the_owner_is_killed(lab: Lab, owner: Owner) -> None:
+    mine = network_namespaces([host.leader() for host in lab.hosts()])
+    theirs = network_namespaces(owner.processes) - network_namespaces([os.getpid()])
+    assert len(theirs) == len(HOSTS)
+    owner.kill()
+    until(lambda: not owner.directory.exists(), "removed its directory")
+    until(owner.ended, "ended")
+    assert not [pid for pid in owner.processes if Path(f"/proc/{pid}").exists()]
+    assert owner.groups() == []
+    assert not theirs & all_network_namespaces()
+    assert owner.name not in Path("/proc/self/mountinfo").read_text()
+    assert mine <= all_network_namespaces()
+    assert all(host.state() == "running" for host in lab.hosts())
+
+
+def test_the_kernel_ends_a_lab_whose_keeper_is_killed_and_the_next_start_removes_the_rest(owner: Owner) -> None:
+    keeper = children(owner.unshare)[0]
+    os.kill(keeper, signal.SIGKILL)
+    until(lambda: not [pid for pid in owner.processes if Path(f"/proc/{pid}").exists()], "ended")
+    assert owner.directory.exists()
+    assert owner.groups()
+    owner.kill()
+    next_one = Owner()
+    try:
+        assert not owner.directory.exists()
+        assert owner.groups() == []
+    finally:
+        next_one.kill()
+        until(next_one.ended, "ended")
+        assert not next_one.directory.exists()
+
+
+def test_a_lab_that_stays_outlives_its_owner_until_it_is_stopped() -> None:
+    name = f"stays-{os.getpid()}-{secrets.token_hex(2)}"
+    script = "import sys; from tests.system.lab import Lab; Lab.start(sys.argv[1], say=lambda text: None).stay()"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script, name], cwd=ROOT, check=True)
+    found = Lab.attach(name)
+    assert found is not None
+    try:
+        assert all(host.state() == "running" for host in found.hosts())
+    finally:
+        found.stop()
+    assert Lab.attach(name) is None
+    assert not (home() / "labs" / name).exists()
