@@ -17,16 +17,16 @@ import socket
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from scistreamd import sockets
+from scistreamd import programs, sockets
 from scistreamd.child import Child
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.interfaces import Bind, DataServer, Places, Program, Told
 from scistreamd.places import make_places, places_below, write_file
 from scistreamd.readiness import Words
 
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # The range that systemd gives to DynamicUser= units (UIDS-GIDS.md): free of accounts everywhere.
 _FIRST_UID, _LAST_UID = 61184, 65519
+_PATH = programs.PATH
 _END_GRACE = 1.0
 _POLL = 0.01
 _RESTART_SECONDS = 0.2
@@ -54,9 +54,7 @@ class ProcessLauncher:
 
     def missing(self, server: DataServer) -> str:
         """Why this data server cannot run here, or an empty string."""
-        if shutil.which(server.program, path=_PATH):
-            return ""
-        return f"{server.name} needs the program {server.program}, which is not installed: install {server.package}"
+        return programs.missing(server, _PATH)
 
     @property
     def outlives(self) -> bool:
@@ -197,7 +195,7 @@ class ProcessHeld:
             if self._closing:
                 raise self._released()
             self._empty_scratch()
-            path = shutil.which(program.argv[0], path=_PATH)
+            path = programs.locate(program.argv[0], _PATH)
             if path is None:
                 raise ScistreamError(
                     Code.FAILED_PRECONDITION, f"the program {program.argv[0]} is not installed any more"

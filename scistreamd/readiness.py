@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from typing import Protocol
 
-from scistreamd.child import Child, Watch
+from scistreamd.child import Watch
 from scistreamd.interfaces import LogSays, Program, SocketSays
 
 _ANSWER_SECONDS = 1.0
 
 
+class Output(Protocol):
+    """The lines that a data server writes: those of a child, or those in the journal."""
+
+    def watch(self, text: str) -> Watch:
+        """Count lines that hold ``text`` from now on, until `unwatch`."""
+
+    def unwatch(self, watch: Watch) -> None:
+        """Count no more."""
+
+
 class Words(contextlib.ExitStack):
     """What a data server says about one configuration, from the moment before it is told of it."""
 
-    def __init__(self, child: Child, program: Program, before: Program | None = None) -> None:
-        """``before``: the program of the configuration that this one replaces in a running child."""
+    def __init__(self, output: Output, program: Program, before: Program | None = None) -> None:
+        """``before``: the program of the configuration that this one replaces in a running data server."""
         super().__init__()
         self._ready = program.ready
-        self._child = child
+        self._output = output
         self._logged = [self._counting(program.ready)] if isinstance(program.ready, LogSays) else []
         if before and before.retired:
             self._logged.append(self._counting(before.retired))
@@ -28,8 +39,8 @@ class Words(contextlib.ExitStack):
         return self._watching(says.text), says.count
 
     def _watching(self, text: str) -> Watch:
-        watch = self._child.watch(text)
-        self.callback(self._child.unwatch, watch)
+        watch = self._output.watch(text)
+        self.callback(self._output.unwatch, watch)
         return watch
 
     async def say_ready(self) -> bool:

@@ -10,14 +10,14 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "scistreamd"
 
 CORE = {
-    "", "model", "errors", "config", "policy", "ports", "lifecycle", "interfaces", "options", "names", "records",
+    "", "model", "errors", "config", "policy", "ports", "lifecycle", "interfaces", "options", "names", "records", "units",
     "configfile", "configkeys", "control.limits",
     "dataserver", "dataserver.common", "dataserver.haproxy", "dataserver.nginx", "dataserver.stunnel",
 }  # fmt: skip
 ADAPTERS = {
     "child", "process", "places", "readiness", "sockets", "network", "keys", "runtime", "logs", "spawn",
     "activation", "configread", "controlcert",
-    "store",
+    "store", "journal", "programs", "systemd1", "systemd_held", "systemd_launcher",
 }  # fmt: skip
 # What a command line tool and the daemon do alike.
 SHARED = {"addresses", "files", "selfsigned"}

@@ -42,11 +42,12 @@ class Haproxy:
 
     def render(self, plan: Plan, places: Places) -> Program:
         """Render the plan; BugError for a path that cannot be quoted."""
+        # Its directory keeps others out; the mode lets in a daemon that is root without capabilities.
         # The master's socket, for it answers when it can take signals; it hands `@1` on to its newest worker.
         socket = places.scratch / READY_SOCKET
         sections = [_global(plan), _defaults(plan), *_listeners(plan, places)]
         return Program(
-            argv=("haproxy", "-W", "-S", f"{socket},mode,600", "-db", "-f", str(places.config / CONFIG)),
+            argv=("haproxy", "-W", "-S", f"{socket},mode,666", "-db", "-f", str(places.config / CONFIG)),
             environment={},
             config={CONFIG: "\n".join(sections)},
             ready=SocketSays(socket, b"@1 show info;quit\n", _description(plan).encode() + b"\n"),

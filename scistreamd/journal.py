@@ -1,0 +1,68 @@
+"""What a unit's processes wrote, read from the journal by journalctl(1).
+
+The journal has no other interface that needs no library; journalctl runs only
+while somebody waits for a line, or wants the last ones.
+"""
+
+from __future__ import annotations
+
+import time
+
+from scistreamd import programs
+from scistreamd.child import Child, Watch
+from scistreamd.errors import BugError, Code, ScistreamError
+
+_LAST_LINES = 3
+_ENVIRONMENT = {"PATH": programs.PATH, "LANG": "C.UTF-8"}
+
+
+class Journal:
+    """A unit's lines from the making of this object, or some seconds before, on. To be closed."""
+
+    def __init__(self, unit: str, seconds_before: float = 0) -> None:
+        """``unit``: the full name of a service."""
+        since = time.time() - seconds_before
+        self._query = ["--quiet", "--output=cat", f"--since=@{since:.6f}", f"_SYSTEMD_UNIT={unit}"]
+        self._follower: Child | None = None
+
+    def watch(self, text: str) -> Watch:
+        """Count lines that hold ``text``, those before this call included, until `unwatch`."""
+        if self._follower is None:
+            self._follower = _journalctl("--follow", "--no-tail", *self._query)
+        elif self._follower.lines:
+            raise BugError("all texts are watched before any line comes")
+        return self._follower.watch(text)
+
+    def unwatch(self, watch: Watch) -> None:
+        """Count no more."""
+        if self._follower:
+            self._follower.unwatch(watch)
+
+    async def last(self) -> list[str]:
+        """The last few lines."""
+        # What a process wrote before it ended may not be in the journal yet.
+        await _journalctl("--sync").wait()
+        reader = _journalctl(f"--lines={_LAST_LINES}", *self._query)
+        await reader.wait()
+        return list(reader.lines)[-_LAST_LINES:]
+
+    async def close(self) -> None:
+        """Read no more."""
+        if self._follower:
+            await self._follower.end(0)
+            self._follower = None
+
+
+def _journalctl(*words: str) -> Child:
+    path = programs.locate("journalctl")
+    if path is None:
+        raise ScistreamError(Code.FAILED_PRECONDITION, "journalctl is not installed", "install systemd")
+    return Child(
+        path,
+        ["journalctl", *words],
+        fds=[],
+        uid=None,
+        cwd="/",
+        environment=_ENVIRONMENT,
+        say=lambda line: None,
+    )

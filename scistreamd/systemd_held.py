@@ -1,0 +1,295 @@
+"""One tunnel whose listeners and data server are units of systemd."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scistreamd import units
+from scistreamd.errors import Code, ScistreamError
+from scistreamd.interfaces import Bind, Places, Program, Told
+from scistreamd.journal import Journal
+from scistreamd.places import write_file
+from scistreamd.readiness import Words
+from scistreamd.systemd1 import Disconnected, JobError, UnitError
+
+if TYPE_CHECKING:
+    from scistreamd.systemd_launcher import SystemdLauncher
+
+_POLL = 0.01
+_RESTARTS_IN_A_ROW = 5
+_STEADY_SECONDS = 30.0
+_TIMER_SLACK = 1.0
+
+_log = logging.getLogger("scistreamd.systemd")
+
+
+class SystemdHeld:
+    """One tunnel's units and files. `interfaces.Held`."""
+
+    def __init__(self, launcher: SystemdLauncher, tunnel_id: str, binds: Sequence[Bind], told: Told) -> None:
+        """Made by `SystemdLauncher` when the socket unit listens."""
+        self._launcher = launcher
+        self._systemd = launcher.systemd
+        self._id = tunnel_id
+        self._names = units.Names(tunnel_id)
+        self._binds = tuple(binds)
+        self._told = told
+        self._program: Program | None = None
+        self._timer = 0
+        self._ends_at: float | None = None
+        self._closing: asyncio.Future[None] | None = None
+        self._ended = False
+        self._failed = False
+        # What is seen of the service
+        self._restarts = 0
+        self._in_a_row = 0
+        self._last_restart = 0.0
+        self._down = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._watch()
+
+    @property
+    def places(self) -> Places:
+        """Where the tunnel's files are for its data server."""
+        return self._launcher.places(self._id)
+
+    @property
+    def unit(self) -> str:
+        """The service that runs the data server."""
+        return self._names.service
+
+    async def take_over(self, program: Program | None, timers: Sequence[str]) -> None:
+        """Go on where the daemon before left off: what it served, and the timers that run on it."""
+        self._program = program
+        with contextlib.suppress(UnitError):  # the service is in memory only while the socket is
+            self._restarts = await self._systemd.get(self._names.service, "NRestarts")
+        numbers = sorted(units.timer_number(timer) for timer in timers)
+        self._timer = numbers.pop() if numbers else 0
+        for number in numbers:
+            await self._systemd.stop(self._names.timer(number))
+        if program and self._timer == 0:
+            await self._systemd.stop(self._names.timer())
+        with contextlib.suppress(UnitError):  # it has no time limit
+            self._ends_at = await self._systemd.get(self._names.timer(self._timer), "NextElapseUSecMonotonic") / 1e6
+
+    async def rebind(self, binds: Sequence[Bind]) -> None:
+        """See `interfaces.Held.rebind`. A socket unit cannot change its listeners: it is made anew.
+
+        For some milliseconds the ports are not held then; no client knows them before the tunnel's hello.
+        """
+        with self._launcher.free_check([bind for bind in binds if bind not in self._binds]):
+            self._unwatch()
+            await self._launcher.stop_units(self._id)
+        try:
+            await self._launcher.start_units(self._id, binds)
+            self._binds = tuple(binds)
+        except BaseException:
+            await self._launcher.start_units(self._id, self._binds)
+            raise
+        finally:
+            self._watch()
+
+    async def serve(self, program: Program, secrets: Mapping[str, bytes]) -> None:
+        """See `interfaces.Held.serve`."""
+        self._check_open()
+        if self._program and await self._is_running():
+            await self._retarget(program, self._program)
+            return
+        async with self._launcher.starting:
+            self._check_open()
+            for name in units.SECRET_FILES:  # systemd does not start a service that lacks one
+                write_file(Path(self._host.secrets) / name, secrets.get(name, b""), 0o600, None)
+            await self._start(program)
+        self._program = program
+        if self._timer == 0:
+            self._ends_at = None
+            await self._systemd.stop(self._names.timer())
+
+    async def _is_running(self) -> bool:
+        states = await self._systemd.loaded(self._names.service)
+        return self._names.service in states and states[self._names.service].sub == "running"
+
+    async def _start(self, program: Program) -> None:
+        """Have the service run it; when that fails it waits as before."""
+        journal = Journal(self._names.service)
+        try:
+            with Words(journal, program) as words:
+                self._write(program)
+                self._restarts = self._in_a_row = 0
+                await self._systemd.restart(self._names.service)
+                self._down.clear()
+                await self._ready(journal, words)
+        except BaseException as problem:
+            await self._park()
+            if isinstance(problem, JobError):
+                raise await self._refused(journal, f"could not be started ({problem.result})") from problem
+            raise
+        finally:
+            await journal.close()
+
+    async def _retarget(self, program: Program, before: Program) -> None:
+        journal = Journal(self._names.service)
+        try:
+            with Words(journal, program, before) as words:
+                self._write(program)
+                self._down.clear()
+                await self._systemd.kill_main(self._names.service, program.reload_signal)
+                await self._ready(journal, words)
+        except BaseException as problem:
+            # What runs on is the configuration before: a restart must find that one.
+            self._write(before)
+            if isinstance(problem, UnitError):
+                raise await self._refused(journal, "ended meanwhile") from problem
+            raise
+        finally:
+            await journal.close()
+        self._program = program
+
+    async def _ready(self, journal: Journal, words: Words) -> None:
+        """Return when the data server says that it accepts, by the configuration that ``words`` is about."""
+        seconds = self._launcher.start_seconds
+        deadline = asyncio.get_running_loop().time() + seconds
+        while not await words.say_ready():
+            self._check_open()
+            if self._down.is_set():
+                raise await self._refused(journal, "ended at start")
+            if words.say_rejected:
+                raise await self._refused(journal, "did not take its new configuration")
+            if asyncio.get_running_loop().time() > deadline:
+                raise await self._refused(journal, f"was not ready within {seconds:g} s")
+            await asyncio.sleep(_POLL)
+
+    def _write(self, program: Program) -> None:
+        for name, text in program.config.items():
+            write_file(Path(self.places.config) / name, text.encode(), 0o644, None)
+        write_file(Path(self._host.environment), units.environment(program).encode(), 0o600, None)
+
+    def _unwrite(self) -> None:
+        """From its next start on the service waits."""
+        Path(self._host.environment).unlink(missing_ok=True)
+
+    async def _park(self) -> None:
+        """Have the service wait instead of run: its port stays held."""
+        self._unwrite()
+        if not (self._closing or self._ended):
+            with contextlib.suppress(JobError, UnitError):  # somebody stopped it, which ends the tunnel
+                await self._systemd.restart(self._names.service)
+
+    async def limit(self, seconds: float) -> None:
+        """See `interfaces.Held.limit`. A timer cannot be changed: a further one takes its place."""
+        self._check_open()
+        before, self._ends_at = self._timer, None
+        if seconds > 0:
+            self._timer += 1
+            await self._systemd.start_transient(units.end_units(self._id, self._timer, seconds))
+            self._ends_at = asyncio.get_running_loop().time() + seconds
+        await self._systemd.stop(self._names.timer(before))
+
+    async def close(self, drain: float = 0) -> None:
+        """See `interfaces.Held.close`."""
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self._close(drain))
+        await asyncio.shield(self._closing)
+
+    async def _close(self, drain: float) -> None:
+        try:
+            if self._program and drain > 0 and not self._ended and not self._failed:
+                await self._drain(self._program, drain)
+        finally:
+            self._unwatch()
+            for task in self._tasks:
+                task.cancel()
+            await self._launcher.stop_units(self._id)
+            self._launcher.remove_files(self._id)
+
+    async def _drain(self, program: Program, seconds: float) -> None:
+        """Let running streams end by themselves for so long, and no new ones begin.
+
+        The socket unit keeps listening meanwhile: who connects now is reset at the end.
+        """
+        if program.drain_signal is None:
+            _log.warning("this data server takes new streams while it drains", extra={"tunnel": self._id})
+        else:
+            # systemd starts it again when it has ended: to wait.
+            self._unwrite()
+            self._down.clear()
+            with contextlib.suppress(UnitError, Disconnected):  # it has ended
+                await self._systemd.kill_main(self._names.service, program.drain_signal)
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._down.wait(), seconds)
+
+    # What systemd tells
+
+    def _watch(self) -> None:
+        self._systemd.watch(self._names.socket, self._see_socket)
+        self._systemd.watch(self._names.service, self._see_service)
+
+    def _unwatch(self) -> None:
+        self._systemd.unwatch(self._names.socket)
+        self._systemd.unwatch(self._names.service)
+
+    def _see_socket(self, name: str, value: Any) -> None:
+        if name != "ActiveState" or value not in ("deactivating", "inactive", "failed") or self._ended:
+            return
+        self._ended = True
+        self._down.set()
+        if not self._closing:
+            self._told.ended(self._why_ended())
+
+    def _why_ended(self) -> str:
+        if self._ends_at is not None and asyncio.get_running_loop().time() > self._ends_at - _TIMER_SLACK:
+            return "its time is over"
+        return (
+            f"{self._names.socket} or {self._names.service} was stopped on this host, not by scistreamd"
+            f" (`journalctl -u 'scistream-{self._id}*'` shows when)"
+        )
+
+    def _see_service(self, name: str, value: Any) -> None:
+        if name == "SubState" and value in ("auto-restart", "failed"):
+            self._down.set()
+        elif name == "NRestarts" and value != self._restarts:
+            more, self._restarts = value - self._restarts, value
+            if more > 0 and self._program and not self._closing:
+                self._crashed(more)
+
+    def _crashed(self, times: int) -> None:
+        now = asyncio.get_running_loop().time()
+        steady = now - self._last_restart > _STEADY_SECONDS
+        self._in_a_row = times if steady else self._in_a_row + times
+        self._last_restart = now
+        _log.error("data server ended; systemd started it again", extra={"tunnel": self._id})
+        if self._in_a_row > _RESTARTS_IN_A_ROW and not self._failed:
+            self._failed = True
+            self._spawn(self._give_up())
+
+    async def _give_up(self) -> None:
+        """A crash loop: end it, and keep the port until the tunnel is released."""
+        journal = Journal(self._names.service, _STEADY_SECONDS)
+        problem = await self._refused(journal, f"ended {self._in_a_row} times in a row")
+        await self._park()
+        if not (self._closing or self._ended):
+            self._told.failed(problem.message)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work, name=f"tunnel {self._id}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    @property
+    def _host(self) -> units.HostPlaces:
+        return self._launcher.host_places(self._id)
+
+    def _check_open(self) -> None:
+        if self._closing or self._ended:
+            raise ScistreamError(Code.CANCELLED, "the tunnel was released meanwhile")
+
+    @staticmethod
+    async def _refused(journal: Journal, what: str) -> ScistreamError:
+        """``what`` happened, with the last words of the data server."""
+        words = " | ".join(await journal.last()) or "it said nothing"
+        return ScistreamError(Code.FAILED_PRECONDITION, f"data server {what}: {words}")

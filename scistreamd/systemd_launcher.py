@@ -1,0 +1,185 @@
+"""The systemd launcher: tunnels as transient units, which outlive the daemon.
+
+`units` says what they are, `systemd1` makes them. A tunnel's files are in a
+directory of its own below the daemon's: ``config`` (seen by the data server),
+``secrets`` and ``environment`` (read by PID 1 at each start), ``scratch``
+(made by PID 1 at each start, for that user).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+from collections.abc import Collection, Sequence
+from pathlib import Path, PurePosixPath
+
+from scistreamd import programs, sockets, units
+from scistreamd.errors import Code, ScistreamError
+from scistreamd.interfaces import Bind, DataServer, Places, Program, Told
+from scistreamd.systemd1 import JobError, Systemd1, UnitError
+from scistreamd.systemd_held import SystemdHeld
+
+_UNIT_EXISTS = "org.freedesktop.systemd1.UnitExists"
+_GONE_SECONDS = 10
+
+_log = logging.getLogger("scistreamd.systemd")
+
+
+class SystemdLauncher:
+    """Holds listeners in socket units and runs data servers as service units."""
+
+    def __init__(
+        self,
+        systemd: Systemd1,
+        runtime: Path,
+        *,
+        start_seconds: float = 20,
+        keepalive_idle: int = 60,
+        reserved_seconds: float = 600,
+        limits: units.Limits | None = None,
+    ) -> None:
+        """``runtime``: a directory of the daemon's own below /run that it leaves behind when it ends.
+
+        ``start_seconds``: how long a data server may take until it says that it
+        accepts. ``reserved_seconds``: for how long listeners are held at most
+        until `serve`; longer than the manager waits, for this is for the case
+        that no daemon runs.
+        """
+        self.systemd = systemd
+        self.runtime = runtime
+        self.start_seconds = start_seconds
+        self._keepalive_idle = keepalive_idle
+        self._reserved_seconds = reserved_seconds
+        self._limits = limits or units.Limits()
+        # Many starts at the same time finish no sooner, and the last of them would run into its time limit.
+        self.starting = asyncio.Semaphore(2 * (os.cpu_count() or 1))
+
+    @property
+    def outlives(self) -> bool:
+        """True: units run on without the daemon."""
+        return True
+
+    def missing(self, server: DataServer) -> str:
+        """Why this data server cannot run here, or an empty string."""
+        return programs.missing(server)
+
+    def places(self, tunnel_id: str) -> Places:
+        """Where the files of a tunnel are for its data server."""
+        root = PurePosixPath(self.runtime / tunnel_id)
+        return Places(root / "config", units.credentials(tunnel_id), root / "scratch")
+
+    def host_places(self, tunnel_id: str) -> units.HostPlaces:
+        """Where they are for us."""
+        root = PurePosixPath(self.runtime / tunnel_id)
+        return units.HostPlaces(PurePosixPath(self.runtime), root / "secrets", root / "environment")
+
+    async def hold(self, tunnel_id: str, binds: Sequence[Bind], told: Told) -> SystemdHeld:
+        """See `interfaces.Launcher.hold`; ALREADY_EXISTS where a unit of this tunnel runs."""
+        for each in sockets.hold(binds, self._keepalive_idle):
+            each.close()  # it was to be had; now the socket unit takes it
+        self.make_directories(tunnel_id)
+        try:
+            await self.start_units(tunnel_id, binds)
+        except BaseException:
+            self.remove_files(tunnel_id)
+            raise
+        return SystemdHeld(self, tunnel_id, binds, told)
+
+    async def adopt(
+        self, tunnel_id: str, binds: Sequence[Bind], program: Program | None, told: Told
+    ) -> SystemdHeld | None:
+        """See `interfaces.Launcher.adopt`; a tunnel whose socket is gone is cleared away."""
+        names = units.Names(tunnel_id)
+        states = await self.systemd.loaded(*names.every)
+        if names.socket not in states or states[names.socket].active != "active":
+            await self.stop_units(tunnel_id)
+            self.remove_files(tunnel_id)
+            return None
+        self.make_directories(tunnel_id)
+        held = SystemdHeld(self, tunnel_id, binds, told)
+        await held.take_over(program, [unit for unit in states if unit.endswith(".timer")])
+        return held
+
+    async def strangers(self, known: Collection[str]) -> list[str]:
+        """Transient units in our slice that are named like a tunnel's and are of none of the ``known`` ids."""
+        loaded = await self.systemd.loaded("scistream-*.socket", "scistream-*.service")
+        named = [unit for unit in sorted(loaded) if (of := units.tunnel_of(unit)) and of not in known]
+        return [unit for unit in named if await self._is_ours(unit)]
+
+    async def _is_ours(self, unit: str) -> bool:
+        try:
+            transient = bool(await self.systemd.get(unit, "Transient"))
+            return transient and await self.systemd.get(unit, "Slice") == units.SLICE
+        except UnitError:
+            return False  # it has gone meanwhile
+
+    # Steps that the held tunnels share
+
+    def make_directories(self, tunnel_id: str) -> None:
+        """Make the directories of a tunnel as far as they are missing; nobody but root gets into them."""
+        root = self.runtime / tunnel_id
+        for path, mode in ((root, 0o700), (root / "secrets", 0o700), (root / "config", 0o755)):
+            path.mkdir(mode=mode, exist_ok=True)
+            path.chmod(mode)
+
+    def remove_files(self, tunnel_id: str) -> None:
+        """Remove all files of a tunnel, its keys among them."""
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self.runtime / tunnel_id)
+
+    def free_check(self, binds: Sequence[Bind]) -> contextlib.ExitStack:
+        """Hold the listeners in this process until the returned stack is closed; raises as `hold` does."""
+        stack = contextlib.ExitStack()
+        for each in sockets.hold(binds, self._keepalive_idle):
+            stack.enter_context(each)
+        return stack
+
+    async def start_units(self, tunnel_id: str, binds: Sequence[Bind]) -> None:
+        """Make a tunnel's units and start its socket; raises as `hold` does."""
+        made = units.tunnel_units(
+            tunnel_id,
+            binds,
+            self.places(tunnel_id),
+            self.host_places(tunnel_id),
+            keepalive_idle=self._keepalive_idle,
+            reserved_seconds=self._reserved_seconds,
+            limits=self._limits,
+        )
+        try:
+            await self.systemd.start_transient(made)
+        except JobError as problem:
+            self.free_check(binds).close()  # says which port another program has taken meanwhile
+            raise ScistreamError(
+                Code.FAILED_PRECONDITION,
+                f"systemd could not start {problem}",
+                f"`journalctl -u {units.Names(tunnel_id).socket}` says why",
+            ) from problem
+        except UnitError as problem:
+            raise self._refused(tunnel_id, problem) from problem
+
+    def _refused(self, tunnel_id: str, problem: UnitError) -> ScistreamError:
+        if problem.name == _UNIT_EXISTS:
+            socket = units.Names(tunnel_id).socket
+            return ScistreamError(
+                Code.ALREADY_EXISTS,
+                f"uid: units of tunnel {tunnel_id} exist on this host, and scistreamd does not know them",
+                f"`systemctl status {socket}` shows what they are, `systemctl stop {socket}` ends them",
+            )
+        return ScistreamError(Code.FAILED_PRECONDITION, f"systemd refused the tunnel's units: {problem}")
+
+    async def stop_units(self, tunnel_id: str) -> None:
+        """Stop all units of a tunnel; return when their names and ports are free."""
+        names = units.Names(tunnel_id)
+        # Its timers are bound to the socket.
+        await self.systemd.stop(names.socket)
+        await self.systemd.stop(names.service)
+        try:
+            await asyncio.wait_for(self.systemd.gone(*names.every), _GONE_SECONDS)
+        except asyncio.TimeoutError:
+            left = ", ".join(await self.systemd.loaded(*names.every))
+            raise ScistreamError(Code.INTERNAL, f"stopped, but still in systemd's memory: {left}") from None
+
+

@@ -1,0 +1,322 @@
+"""The systemd units of a tunnel, as plain data for StartTransientUnit.
+
+org.freedesktop.systemd1(5) names the call, systemd.unit(5), systemd.socket(5),
+systemd.service(5) and systemd.exec(5) the settings; where a property is spelt
+differently on the bus, the bus's spelling is used (``RestartUSec``). Four units
+make a tunnel, three of them one without a time limit:
+
+scistream-<id>.socket       holds the listeners from `req` on
+scistream-<id>.service      runs the data server on them, from `update` on
+scistream-<id>-end.timer    ends the tunnel at a time, whether a daemon runs or not
+scistream-<id>-end.service  ends it: it conflicts with socket and service
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from scistreamd.errors import BugError
+from scistreamd.interfaces import CA_FILE, LEAF_FILE, PSK_FILE, Bind, Places, Program
+
+SLICE = "scistream.slice"
+PATTERN = "scistream-*"
+SECRET_FILES = (CA_FILE, LEAF_FILE, PSK_FILE)
+
+# What the service runs, as a variable: a unit's command cannot change, what it reads at each start can.
+_RUN = "SCISTREAM_RUN"
+_WAITING = f"{_RUN}=sleep infinity"
+
+_TUNNEL_UNIT = re.compile(r"scistream-([0-9a-f]{12})\.(socket|service)", re.ASCII)
+_END_TIMER = re.compile(r"scistream-[0-9a-f]{12}-end([0-9]*)\.timer", re.ASCII)
+# What neither systemd.exec(5) EnvironmentFile= nor the splitting of `$NAME` into words changes.
+_PLAIN_WORD = re.compile(r"[A-Za-z0-9/._+:=@,;-]+", re.ASCII)
+
+_EPERM = 1
+_MS_REC = 16384  # mount(2)
+_SIGTERM_STATUS = 143  # what HAProxy's master exits with when it is told to end
+_RESTART_USEC = 500_000
+_STOP_USEC = 5_000_000
+_TIMER_ACCURACY_USEC = 100_000
+_DOCUMENTATION = ["man:scistreamd(8)", "man:s2ctl(1)"]
+
+
+@dataclass(frozen=True)
+class Property:
+    """One property of a unit: its name and its D-Bus value. A list-like setting may come twice."""
+
+    name: str
+    signature: str
+    value: Any
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One unit of a StartTransientUnit call."""
+
+    name: str
+    properties: tuple[Property, ...]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the data server of one tunnel may use."""
+
+    memory_bytes: int = 2**30
+    tasks: int = 4200  # Stunnel: a thread for each of Tuning.connections
+    files: int = 65536
+
+
+@dataclass(frozen=True)
+class Names:
+    """The names of a tunnel's units."""
+
+    tunnel_id: str
+
+    @property
+    def socket(self) -> str:
+        """Holds the listeners."""
+        return f"scistream-{self.tunnel_id}.socket"
+
+    @property
+    def service(self) -> str:
+        """Runs the data server."""
+        return f"scistream-{self.tunnel_id}.service"
+
+    def timer(self, number: int = 0) -> str:
+        """Ends the tunnel at a time; each change of the time needs a new number."""
+        return f"scistream-{self.tunnel_id}-end{number or ''}.timer"
+
+    def end(self, number: int = 0) -> str:
+        """Ends the tunnel when it is started."""
+        return f"scistream-{self.tunnel_id}-end{number or ''}.service"
+
+    @property
+    def timers(self) -> str:
+        """A glob pattern for all its timers."""
+        return f"scistream-{self.tunnel_id}-end*.timer"
+
+    @property
+    def every(self) -> tuple[str, ...]:
+        """Glob patterns for all its units and for nothing else."""
+        return self.socket, self.service, self.timers, f"scistream-{self.tunnel_id}-end*.service"
+
+
+def tunnel_of(unit: str) -> str:
+    """The id of the tunnel that a socket or service unit is of, or an empty string."""
+    found = _TUNNEL_UNIT.fullmatch(unit)
+    return found[1] if found else ""
+
+
+def timer_number(unit: str) -> int:
+    """Which timer of its tunnel this is, by its unit name; BugError for another unit."""
+    found = _END_TIMER.fullmatch(unit)
+    if not found:
+        raise BugError(f"{unit} is not the timer of a tunnel")
+    return int(found[1] or 0)
+
+
+def tunnel_units(
+    tunnel_id: str, binds: Sequence[Bind], places: Places, host: HostPlaces, *, keepalive_idle: int,
+    reserved_seconds: float, limits: Limits,
+) -> tuple[Unit, ...]:  # fmt: skip
+    """All units of a tunnel, the one to start first; it ends after ``reserved_seconds`` if that timer stays."""
+    names = Names(tunnel_id)
+    return (
+        Unit(names.socket, _socket(names, binds, keepalive_idle)),
+        Unit(names.service, _service(names, places, host, limits)),
+        *end_units(tunnel_id, 0, reserved_seconds),
+    )
+
+
+def end_units(tunnel_id: str, number: int, seconds: float) -> tuple[Unit, ...]:
+    """The timer that ends the tunnel ``seconds`` after its start, and what it starts then."""
+    names = Names(tunnel_id)
+    return (
+        Unit(names.timer(number), _timer(names, seconds)),
+        Unit(names.end(number), _end(names)),
+    )
+
+
+@dataclass(frozen=True)
+class HostPlaces:
+    """Where the files of a tunnel are on the host, as the daemon and PID 1 see them.
+
+    ``runtime`` is the daemon's directory, of which the data server sees its own
+    configuration and scratch directory alone.
+    """
+
+    runtime: PurePosixPath
+    secrets: PurePosixPath
+    environment: PurePosixPath
+
+
+def credentials(tunnel_id: str) -> PurePosixPath:
+    """Where systemd puts the credentials of the tunnel's service (systemd.exec(5), LoadCredential=)."""
+    return PurePosixPath("/run/credentials") / Names(tunnel_id).service
+
+
+def environment(program: Program) -> str:
+    """The EnvironmentFile= with which the service runs ``program``; without this file it waits.
+
+    systemd reads it at each start, so one unit serves whatever program comes.
+    BugError for what would not arrive as it is.
+    """
+    variables: Mapping[str, str] = {_RUN: " ".join(program.argv), **program.environment}
+    for word in (*program.argv, *variables, *program.environment.values()):
+        if not _PLAIN_WORD.fullmatch(word):
+            raise BugError(f"{word!r} cannot be written into an environment file")
+    return "".join(f"{name}={value}\n" for name, value in variables.items())
+
+
+def listen(binds: Sequence[Bind]) -> list[list[str]]:
+    """The value of ``Listen``; inherited sockets are in this order (sd_listen_fds(3))."""
+    kinds = ("Stream", "Datagram")
+    return [[kind, str(bind.endpoint)] for bind in binds for kind in kinds[: 2 if bind.udp else 1]]
+
+
+def _socket(names: Names, binds: Sequence[Bind], keepalive_idle: int) -> tuple[Property, ...]:
+    wildcard = any(bind.endpoint.is_wildcard for bind in binds)
+    return (
+        *_about(names, f"SciStream tunnel {names.tunnel_id}: listeners"),
+        Property("Listen", "a(ss)", listen(binds)),
+        # Sockets go to system.slice by default, and would outlive a stop of our slice.
+        Property("Slice", "s", SLICE),
+        Property("Wants", "as", [names.timer()]),
+        Property("BindIPv6Only", "s", "both" if wildcard else "ipv6-only"),
+        Property("Backlog", "u", 4096),
+        Property("KeepAlive", "b", True),
+        Property("KeepAliveTimeUSec", "t", keepalive_idle * 1_000_000),
+        # The default stops a socket whose service ends too often; the daemon judges crash loops, and keeps the port.
+        Property("TriggerLimitIntervalUSec", "t", 0),
+        Property("TriggerLimitBurst", "u", 0),
+    )
+
+
+def _service(names: Names, places: Places, host: HostPlaces, limits: Limits) -> tuple[Property, ...]:
+    return (
+        *_about(names, f"SciStream tunnel {names.tunnel_id}: data server"),
+        Property("Slice", "s", SLICE),
+        *_life(names, host),
+        *_files(places, host),
+        *ARMOUR,
+        Property("MemoryMax", "t", limits.memory_bytes),
+        Property("TasksMax", "t", limits.tasks),
+        Property("LimitNOFILE", "t", limits.files),
+        Property("LogExtraFields", "aay", [f"TUNNEL_ID={names.tunnel_id}".encode()]),
+    )
+
+
+def _life(names: Names, host: HostPlaces) -> tuple[Property, ...]:
+    """How it starts, waits, starts again and ends."""
+    return (
+        Property("Type", "s", "exec"),
+        # An early connection starts the service before there is an update: it waits, and the client with it.
+        # As the main process, for each process in this armour takes 60 ms to start; so no ExecStartPre= waits.
+        Property("Environment", "as", [_WAITING]),
+        Property("EnvironmentFiles", "a(sb)", [[str(host.environment), True]]),
+        Property("ExecStart", "a(sasb)", [_command("/usr/bin/env", f"${_RUN}")]),
+        Property("TimeoutStopUSec", "t", _STOP_USEC),
+        Property("NonBlocking", "b", True),  # nginx leaves inherited sockets as they are
+        Property("SuccessExitStatus", "(aiai)", [[_SIGTERM_STATUS], []]),
+        # A crash keeps the port: no limit, and no stop of the socket (BindsTo= or PropagatesStopTo= would).
+        Property("Restart", "s", "always"),
+        Property("RestartUSec", "t", _RESTART_USEC),
+        Property("StartLimitIntervalUSec", "t", 0),
+        # Stopping either unit ends both; in the mode `fail` a restart is not taken for an end.
+        Property("PartOf", "as", [names.socket]),
+        Property("OnSuccess", "as", [names.end()]),
+        Property("OnFailure", "as", [names.end()]),
+        Property("OnSuccessJobMode", "s", "fail"),
+        Property("OnFailureJobMode", "s", "fail"),
+    )
+
+
+def _command(*argv: str) -> list[Any]:
+    return [argv[0], list(argv), False]
+
+
+def _files(places: Places, host: HostPlaces) -> tuple[Property, ...]:
+    """What it sees of the daemon's directory: its configuration, its scratch directory, its keys."""
+    config, scratch = str(places.config), str(places.scratch)
+    return (
+        Property("TemporaryFileSystem", "a(ss)", [[str(host.runtime), "mode=0755"]]),
+        # The directory, not its files: those are replaced by rename.
+        Property("BindReadOnlyPaths", "a(ssbt)", [[config, config, False, _MS_REC]]),
+        # Made anew for each run: a control socket of the run before would keep nginx from binding. The daemon's
+        # directory around it keeps everyone else out, so that root without capabilities can reach what is in it.
+        Property("RuntimeDirectory", "as", [str(places.scratch.relative_to("/run"))]),
+        Property("RuntimeDirectoryMode", "u", 0o711),
+        Property("BindPaths", "a(ssbt)", [[scratch, scratch, False, _MS_REC]]),
+        Property("LoadCredential", "a(ss)", [[name, str(host.secrets / name)] for name in SECRET_FILES]),
+    )
+
+
+# systemd.exec(5). `systemd-analyze security` then says 1.1; the lab's test holds it to 1.5.
+ARMOUR = (
+    Property("DynamicUser", "b", True),
+    Property("NoNewPrivileges", "b", True),
+    Property("CapabilityBoundingSet", "t", 0),
+    Property("AmbientCapabilities", "t", 0),
+    Property("PrivateUsers", "b", True),
+    Property("PrivateTmp", "b", True),
+    Property("PrivateDevices", "b", True),
+    Property("DevicePolicy", "s", "closed"),
+    Property("ProtectSystem", "s", "strict"),
+    Property("ProtectHome", "s", "yes"),
+    Property("ProtectProc", "s", "invisible"),
+    Property("ProcSubset", "s", "pid"),
+    Property("ProtectClock", "b", True),
+    Property("ProtectHostname", "b", True),
+    Property("ProtectKernelLogs", "b", True),
+    Property("ProtectKernelModules", "b", True),
+    Property("ProtectKernelTunables", "b", True),
+    Property("ProtectControlGroups", "b", True),
+    Property("MemoryDenyWriteExecute", "b", True),
+    Property("LockPersonality", "b", True),
+    Property("RestrictNamespaces", "t", 0),  # none may be made
+    Property("RestrictRealtime", "b", True),
+    Property("RestrictSUIDSGID", "b", True),
+    Property("RemoveIPC", "b", True),
+    Property("KeyringMode", "s", "private"),
+    Property("UMask", "u", 0o077),
+    Property("RestrictAddressFamilies", "(bas)", [True, ["AF_INET", "AF_INET6", "AF_UNIX"]]),
+    Property("SystemCallArchitectures", "as", ["native"]),
+    Property("SystemCallFilter", "(bas)", [True, ["@system-service"]]),
+    Property("SystemCallFilter", "(bas)", [False, ["@privileged", "@resources"]]),
+    # Stunnel calls sched_setscheduler(2), and can do without.
+    Property("SystemCallErrorNumber", "i", _EPERM),
+)
+
+
+def _timer(names: Names, seconds: float) -> tuple[Property, ...]:
+    """It starts the service of its own name."""
+    return (
+        *_about(names, f"SciStream tunnel {names.tunnel_id}: end of its time"),
+        Property("TimersMonotonic", "a(st)", [["OnActiveSec", max(1, round(seconds * 1_000_000))]]),
+        Property("AccuracyUSec", "t", _TIMER_ACCURACY_USEC),
+        Property("RemainAfterElapse", "b", False),
+        Property("BindsTo", "as", [names.socket]),
+        Property("After", "as", [names.socket]),
+    )
+
+
+def _end(names: Names) -> tuple[Property, ...]:
+    """Not in our slice: stopping that one must not keep this from running."""
+    return (
+        *_about(names, f"SciStream tunnel {names.tunnel_id}: ends"),
+        Property("Type", "s", "oneshot"),
+        Property("ExecStart", "a(sasb)", [_command("/bin/true")]),
+        Property("Conflicts", "as", [names.socket, names.service]),
+    )
+
+
+def _about(names: Names, description: str) -> tuple[Property, ...]:
+    return (
+        Property("Description", "s", description),
+        Property("Documentation", "as", list(_DOCUMENTATION)),
+        Property("CollectMode", "s", "inactive-or-failed"),
+    )
