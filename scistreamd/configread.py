@@ -39,8 +39,10 @@ def files(path: Path, *, required: bool) -> list[Path]:
 
 
 def _document(path: Path) -> dict[str, object]:
+    text = ""
     try:
-        return tomllib.loads(path.read_bytes().decode())
+        text = path.read_bytes().decode()
+        return tomllib.loads(text)
     except FileNotFoundError:
         raise ScistreamError(Code.NOT_FOUND, f"{path} is not there", "name the file by --config FILE") from None
     except OSError as problem:
@@ -50,8 +52,10 @@ def _document(path: Path) -> dict[str, object]:
             Code.INVALID_ARGUMENT, f"{path}: byte {problem.start} is not UTF-8", "TOML files are UTF-8"
         ) from None
     except tomllib.TOMLDecodeError as problem:
+        lines = text.count("\n") + 1
+        where = str(problem).replace("at end of document", f"at line {lines}, the end of the file")
         raise ScistreamError(
-            Code.INVALID_ARGUMENT, f"{path}: {problem}", "text stands in quotes, a table's name in [brackets]"
+            Code.INVALID_ARGUMENT, f"{path}: {where}", "text stands in quotes, a table's name in [brackets]"
         ) from None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from scistreamd.errors import Code, ScistreamError
@@ -42,7 +43,9 @@ def _make(certificate: Path, key: Path) -> None:
         raise ScistreamError(
             Code.FAILED_PRECONDITION, f"cannot make {certificate.parent}: {problem.strerror}", "check owner and mode"
         ) from None
-    names, ips = addresses.own()
+    # In a thread: since 0.9 pyroute2's plain API runs an event loop of its own, which cannot stand inside ours.
+    with ThreadPoolExecutor(1) as aside:
+        names, ips = aside.submit(addresses.own).result()
     pair = selfsigned.make(names, ips, _DAYS)
     pair.write(certificate, key, replace=False)
     _log.info(

@@ -1,4 +1,8 @@
-"""The composition root: builds the parts, joins them, runs them until a signal."""
+"""The composition root: builds the parts of a gateway, joins them, runs them until a signal.
+
+`s2cs` and `scistreamd` share it: `Gateway` is what both serve, `run` the
+whole life of s2cs; that of scistreamd is in `service`.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +10,27 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import os
 import resource
 import signal
 import socket
 import ssl
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
 from scistreamd import dataserver, sockets
 from scistreamd.config import Settings
 from scistreamd.control.server import ControlServer
+from scistreamd.dataserver import DataServerType
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.gate import Gate
-from scistreamd.interfaces import Bind, PortsBusy
+from scistreamd.interfaces import Authority, Bind, Launcher, PortsBusy, Store
 from scistreamd.keys import TunnelKeys
 from scistreamd.manager import Manager
-from scistreamd.model import Endpoint, IPAddress
+from scistreamd.model import Endpoint, IPAddress, State
 from scistreamd.network import HostNetwork
 from scistreamd.process import ProcessLauncher
 from scistreamd.runtime import runtime_directory
@@ -29,6 +38,98 @@ from scistreamd.runtime import runtime_directory
 _STOP_GRACE = 2.0
 _CONTROL_KEEPALIVE = 30  # seconds: callers wait on this port for minutes, and may vanish
 _log = logging.getLogger("scistreamd.daemon")
+
+
+class FrontDoor(Protocol):
+    """A way in beside the control port, such as D-Bus."""
+
+    async def open(self) -> None:
+        """Serve; all tunnels of the daemon before are known by now. ScistreamError where it cannot."""
+
+    async def close(self) -> None:
+        """Take no new call, let those that came finish, and be gone."""
+
+
+@dataclass(frozen=True)
+class Plugged:
+    """What a host has beyond the parts that every gateway has; this is where it is plugged in.
+
+    ``launcher`` runs the data server types that need not be children of the
+    daemon, and ``store`` keeps the books of those tunnels; ``authority``
+    decides about users of this host; ``doors`` are built once the manager is there.
+    """
+
+    launcher: Launcher | None = None
+    store: Store | None = None
+    authority: Authority | None = None
+    doors: Sequence[Callable[[Manager, Gate], FrontDoor]] = ()
+
+
+class Gateway:
+    """The parts of one gateway, joined: manager, gate, launchers, control port, further front doors."""
+
+    def __init__(self, settings: Settings, runtime: Path, any_address: IPAddress, plugged: Plugged) -> None:
+        """``runtime``: a directory of ours for keys and control sockets; ``any_address``: the widest wildcard."""
+        self.settings = settings
+        self._network = HostNetwork(settings.times.resolve)
+        self._process = ProcessLauncher(runtime, keepalive_idle=settings.tuning.keepalive_idle_seconds)
+        self._plugged = plugged
+        self.gate = Gate(settings, self._network, plugged.authority)
+        self.manager = Manager(settings, self.gate, TunnelKeys(), self._launcher_of, any_address, store=plugged.store)
+        self.server = ControlServer(self.manager, self.gate, settings.control.limits)
+        self._doors = [make(self.manager, self.gate) for make in plugged.doors]
+
+    def _launcher_of(self, kind: DataServerType) -> Launcher:
+        return self._process if kind.subprocess or self._plugged.launcher is None else self._plugged.launcher
+
+    async def start(self, listeners: Sequence[socket.socket], tls: ssl.SSLContext | None) -> None:
+        """Go on with the tunnels of the daemon before, then serve on ``listeners``, which are ours from now on."""
+        self._tell_missing()
+        await self.manager.restore()
+        await self.server.start(listeners, tls)
+        for door in self._doors:
+            await door.open()
+
+    async def close(self) -> None:
+        """Serve nobody any more, and end the tunnels that end with the daemon."""
+        for door in self._doors:
+            await door.close()
+        await self.server.close(_STOP_GRACE)
+        await self.manager.close()
+        self._network.close()
+
+    def reconfigure(self, settings: Settings) -> None:
+        """Go by other settings from now on, but for those that need a restart (`configfile.needs_restart`)."""
+        self.settings = settings
+        self._network.resolve_seconds = settings.times.resolve
+        self.gate.reconfigure(settings)
+        self.manager.reconfigure(settings)
+
+    @property
+    def status(self) -> str:
+        """One line for people: how many tunnels and free ports there are."""
+        tunnels, free = len(self.manager), self.manager.free_ports
+        return f"{tunnels} tunnel{'s' * (tunnels != 1)}, {free} port{'s' * (free != 1)} free"
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody would miss the daemon: none is connected, and every tunnel runs on without it."""
+        shown = self.manager.tunnels()
+        return (
+            self.server.connections == 0
+            and len(shown) == len(self.manager)
+            and all(each.state is State.ACTIVE and self._outlives(each.type) for each in shown)
+        )
+
+    def _outlives(self, type_name: str) -> bool:
+        return self._launcher_of(dataserver.parse_type(type_name)).outlives
+
+    def _tell_missing(self) -> None:
+        """Say which data servers cannot run here; that of the default type is an error."""
+        default = dataserver.parse_type(self.settings.default_type)
+        for server in dataserver.DATA_SERVERS:
+            if problem := self._launcher_of(default).missing(server):
+                _log.log(logging.ERROR if server is default.server else logging.INFO, "%s", problem)
 
 
 @dataclass(frozen=True)
@@ -40,44 +141,64 @@ class ControlPort:
     tls: ssl.SSLContext | None
 
 
+class Stop:
+    """SIGTERM or SIGINT: the first asks for an orderly end, the second ends it where it is."""
+
+    def __init__(self) -> None:
+        """Watch for the signals, for the task that makes this."""
+        self.asked = asyncio.Event()
+        self._task = asyncio.current_task()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._signal)
+
+    def _signal(self) -> None:
+        if not self.asked.is_set():
+            self.asked.set()
+        elif self._task is not None:
+            _log.warning("told to end again: ending at once")
+            self._task.cancel()
+
+
 async def run(settings: Settings, control: ControlPort, started: Callable[[Endpoint], None]) -> None:
-    """Serve until SIGTERM or SIGINT, then end every tunnel and return.
+    """The life of s2cs: serve until SIGTERM or SIGINT, then end every tunnel and return.
 
     ``started`` is called with the listener of the control port when it serves.
     Raises ScistreamError where the control port cannot be had.
     """
-    stop = _stop_on_signals()
+    stop = Stop()
     with contextlib.ExitStack() as undo:
-        any_address = ipaddress.ip_address("::" if sockets.has_ipv6() else "0.0.0.0")
-        listener = undo.enter_context(_control_socket(control, any_address))
+        listener = undo.enter_context(_control_socket(control))
         runtime = undo.enter_context(runtime_directory())
-        network = HostNetwork(settings.times.resolve)
-        undo.callback(network.close)
-        launcher = ProcessLauncher(runtime, keepalive_idle=settings.tuning.keepalive_idle_seconds)
-        gate = Gate(settings, network)
-        manager = Manager(settings, gate, TunnelKeys(), lambda kind: launcher, any_address)
-        _tell_missing(launcher, settings.default_type)
-        server = ControlServer(manager, gate)
-        await server.start([listener], control.tls)
-        address, port = listener.getsockname()[:2]
-        started(Endpoint(ipaddress.ip_address(address), port))
+        gateway = Gateway(settings, runtime, any_address(), Plugged())
         try:
-            await stop.wait()
+            await gateway.start([listener], control.tls)
+            address, port = listener.getsockname()[:2]
+            started(Endpoint(ipaddress.ip_address(address), port))
+            await stop.asked.wait()
         finally:
-            _log.info("stopping: %d tunnels end", len(manager))
-            await server.close(_STOP_GRACE)
-            await manager.close()
+            _log.info("stopping: %d tunnels end", len(gateway.manager))
+            await gateway.close()
 
 
-def _stop_on_signals() -> asyncio.Event:
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    return stop
+def run_to_its_end(life: Coroutine[Any, Any, None]) -> int:
+    """Run a daemon's life; its exit status, 0 for an orderly end. Does not return where it was told to hurry."""
+    try:
+        asyncio.run(life)
+    except asyncio.CancelledError:
+        sys.stdout.flush()
+        logging.shutdown()
+        # Not sys.exit(): it would wait for lookups that no name server answers.
+        os._exit(128 + signal.SIGTERM)
+    return 0
 
 
-def _control_socket(control: ControlPort, any_address: IPAddress) -> socket.socket:
-    endpoint = Endpoint(control.address or any_address, control.port)
+def any_address() -> IPAddress:
+    """The wildcard that takes every address of this host."""
+    return ipaddress.ip_address("::" if sockets.has_ipv6() else "0.0.0.0")
+
+
+def _control_socket(control: ControlPort) -> socket.socket:
+    endpoint = Endpoint(control.address or any_address(), control.port)
     try:
         [listener] = sockets.hold([Bind(endpoint)], _CONTROL_KEEPALIVE)
     except PortsBusy:
@@ -87,14 +208,6 @@ def _control_socket(control: ControlPort, any_address: IPAddress) -> socket.sock
             f"`ss -tlpn 'sport = :{control.port}'` shows by whom; --port takes another",
         ) from None
     return listener
-
-
-def _tell_missing(launcher: ProcessLauncher, default: str) -> None:
-    """Say which data servers cannot run here; that of the default type is an error."""
-    for server in dataserver.DATA_SERVERS:
-        if problem := launcher.missing(server):
-            wanted = dataserver.parse_type(default).server is server
-            _log.log(logging.ERROR if wanted else logging.INFO, "%s", problem)
 
 
 def harden_process() -> None:

@@ -1,14 +1,26 @@
-"""Log lines: one a record, with the tunnel's id, on stderr.
+"""Log lines: one a record, with the tunnel's id, on stderr or in the journal.
 
-Where stderr is the journal, each line starts with its priority (sd-daemon(3)).
+Where stderr is the journal, records go there by its native protocol
+(systemd.io, JOURNAL_NATIVE_PROTOCOL), so that `journalctl TUNNEL_ID=…` finds
+them; what that does not take goes to stderr with its priority (sd-daemon(3)).
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import socket
+import sys
 
+_JOURNAL = "/run/systemd/journal/socket"
 _PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+# A datagram holds this much under every net.core.wmem_max that is in use.
+_LONGEST = 65536
+
+
+def _priority(record: logging.LogRecord) -> int:
+    return _PRIORITIES.get(record.levelno, 6)
 
 
 class TunnelFormatter(logging.Formatter):
@@ -22,16 +34,69 @@ class TunnelFormatter(logging.Formatter):
         """The record as text; what spans several lines is indented, so that no peer can forge a record."""
         tunnel = getattr(record, "tunnel", "")
         text = super().format(record).replace("\n", "\n    ")
-        mark = f"<{_PRIORITIES.get(record.levelno, 6)}>" if self._priorities else f"{record.levelname:<7} "
+        mark = f"<{_priority(record)}>" if self._priorities else f"{record.levelname:<7} "
         return f"{mark}[{tunnel}] {text}" if tunnel else f"{mark}{text}"
 
 
-def set_up(verbose: bool) -> None:
-    """Send the program's log to stderr: INFO and above, or all of our own with ``verbose``."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(TunnelFormatter(priorities=_stderr_is_journal()))
+class JournalHandler(logging.Handler):
+    """Sends records to journald with the fields PRIORITY, LOGGER and, where they concern a tunnel, TUNNEL_ID."""
+
+    def __init__(self, path: str) -> None:
+        """``path``: journald's socket; raises OSError where no socket can be made."""
+        super().__init__()
+        self._path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.setblocking(False)
+        self._fallback = logging.StreamHandler(sys.stderr)
+        self._fallback.setFormatter(TunnelFormatter(priorities=True))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send the record; while journald is away or slow, stderr keeps it."""
+        try:
+            self._socket.sendto(self._datagram(record), self._path)
+        except OSError:
+            self._fallback.emit(record)
+
+    def close(self) -> None:
+        """Give up the socket."""
+        self._socket.close()
+        super().close()
+
+    def _datagram(self, record: logging.LogRecord) -> bytes:
+        tunnel = getattr(record, "tunnel", "")
+        text = self.format(record)
+        fields = {
+            "MESSAGE": f"[{tunnel}] {text}" if tunnel else text,
+            "PRIORITY": str(_priority(record)),
+            "LOGGER": record.name,
+            "SYSLOG_IDENTIFIER": "scistreamd",
+        }
+        if tunnel:
+            fields["TUNNEL_ID"] = tunnel
+        return b"".join(_field(name, value) for name, value in fields.items())
+
+
+def _field(name: str, value: str) -> bytes:
+    # The form with a length for all: a value may hold a line break.
+    raw = value.encode("utf-8", "backslashreplace")[:_LONGEST]
+    return name.encode() + b"\n" + len(raw).to_bytes(8, "little") + raw + b"\n"
+
+
+def set_up(level: str = "info") -> None:
+    """Send the program's log to stderr or the journal: INFO and above, of our own what `set_level` says."""
+    handler: logging.Handler
+    if _stderr_is_journal() and os.path.exists(_JOURNAL):  # noqa: PTH110  pathlib would be imported for this alone
+        handler = JournalHandler(_JOURNAL)
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(TunnelFormatter(priorities=_stderr_is_journal()))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    logging.getLogger("scistreamd").setLevel(logging.DEBUG if verbose else logging.INFO)
+    set_level(level)
+
+
+def set_level(level: str) -> None:
+    """``debug``, ``info``, ``warning`` or ``error``: the least important of our own lines to be logged."""
+    logging.getLogger("scistreamd").setLevel(_LEVELS[level])
 
 
 def _stderr_is_journal() -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -126,12 +125,11 @@ def _serve(options: argparse.Namespace) -> int:
     from scistreamd import daemon, logs
     from scistreamd.control.tls import server_context
 
-    logs.set_up(options.verbose)
+    logs.set_up("debug" if options.verbose else "info")
     daemon.harden_process()
     tls = server_context(Path(options.server_crt), Path(options.server_key)) if options.ssl else None
     control = daemon.ControlPort(options.listener_ip, options.port, tls)
-    asyncio.run(daemon.run(settings, control, lambda listener: _announce(listener, options)))
-    return 0
+    return daemon.run_to_its_end(daemon.run(settings, control, lambda listener: _announce(listener, options)))
 
 
 def _settings(options: argparse.Namespace) -> Settings:
