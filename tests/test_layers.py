@@ -10,23 +10,25 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "scistreamd"
 
 CORE = {
-    "", "model", "errors", "config", "policy", "ports", "lifecycle", "interfaces", "options", "names", "records", "units",
-    "configfile", "configkeys", "control.limits",
+    "", "model", "errors", "config", "policy", "ports", "lifecycle", "interfaces", "options", "names", "records",
+    "units", "configfile", "configkeys", "control.limits", "introspection", "bus_messages",
     "dataserver", "dataserver.common", "dataserver.haproxy", "dataserver.nginx", "dataserver.stunnel",
 }  # fmt: skip
 ADAPTERS = {
     "child", "process", "places", "readiness", "sockets", "network", "keys", "runtime", "logs", "spawn",
     "activation", "configread", "controlcert",
     "store", "journal", "programs", "systemd1", "systemd_held", "systemd_launcher",
+    "bus", "bus_wire", "polkit",
 }  # fmt: skip
 # What a command line tool and the daemon do alike.
 SHARED = {"addresses", "files", "selfsigned"}
 SERVICE = {"gate", "manager", "books", "planning", "registry", "reservations", "tunnel"}
 CONTROL = "control"
+BUS_DOOR = {"bus_api", "bus_calls", "bus_objects", "bus_options", "bus_signals", "bus_view"}
 # They build the adapters, and join all parts.
 ROOTS = {"daemon", "service", "service_main"}
 # s2cs starts the daemon in the foreground: the one command line tool that may.
-DAEMON_SIDE = ADAPTERS | SERVICE | ROOTS | {CONTROL}
+DAEMON_SIDE = ADAPTERS | SERVICE | ROOTS | BUS_DOOR | {CONTROL}
 
 
 def modules() -> Iterator[tuple[str, set[str]]]:
@@ -102,6 +104,9 @@ def test_front_doors_know_no_adapter() -> None:
         if name.split(".")[0] == CONTROL:
             allowed = {each for each in ours(imported) if each in CORE | {"gate"} or each.split(".")[0] == CONTROL}
             assert ours(imported) == allowed, name
+        if name in BUS_DOOR:
+            assert ours(imported) <= CORE | BUS_DOOR | {"gate"}, name
+            assert not foreign(imported), name
 
 
 def test_tools_never_import_the_daemon_side() -> None:
@@ -121,6 +126,6 @@ def test_only_the_composition_root_builds_adapters() -> None:
 
 def test_every_module_has_a_place() -> None:
     """A new module belongs to a layer, so that the rules above see it."""
-    placed = CORE | ADAPTERS | SHARED | SERVICE | ROOTS | {"cli", CONTROL}
+    placed = CORE | ADAPTERS | SHARED | SERVICE | ROOTS | BUS_DOOR | {"cli", CONTROL}
     for name, _ in modules():
         assert name in placed or name.split(".")[0] in {"cli", CONTROL}, name

@@ -1,0 +1,288 @@
+"""The front door on D-Bus: parse, ask the gate, call the manager.
+
+What it takes and gives stands in dbus/org.scistream.scistreamd1.xml.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from scistreamd import bus_options, bus_view, introspection, names, options
+from scistreamd.bus_calls import Calls, Handler, Trail
+from scistreamd.bus_messages import Call, Connection, Reply, Typed
+from scistreamd.bus_objects import Objects
+from scistreamd.bus_signals import Announcer
+from scistreamd.config import Settings
+from scistreamd.errors import Code, ScistreamError, invalid
+from scistreamd.gate import Grant, Verb
+from scistreamd.introspection import Interface
+from scistreamd.model import Caller, Change, Options, Role, Target, TunnelView, Uid
+
+FRONT_DOOR = "D-Bus"
+_PROBES_AT_ONCE = 200
+
+
+class Tunnels(Protocol):
+    """What the manager does for this front door; see `scistreamd.manager.Manager`."""
+
+    @property
+    def free_ports(self) -> int:
+        """How many ports of the range no tunnel has."""
+
+    async def create(
+        self, grant: Grant, role: Role, targets: tuple[Target, ...], options: Options, uid: Uid | None = None
+    ) -> tuple[Uid, TunnelView]:
+        """Make a tunnel that is active on return."""
+
+    def tunnels(self) -> tuple[TunnelView, ...]:
+        """All tunnels, the oldest first."""
+
+    def find(self, text: str) -> str:
+        """The id that an id or a UID names; INVALID_ARGUMENT or NOT_FOUND."""
+
+    def view(self, tunnel_id: str) -> TunnelView:
+        """How it looks now, or NOT_FOUND."""
+
+    async def retarget(self, grant: Grant, tunnel_id: str, targets: tuple[Target, ...]) -> TunnelView:
+        """Forward to other targets."""
+
+    async def extend(self, grant: Grant, tunnel_id: str, seconds: int) -> TunnelView:
+        """Set the lifetime from now on; 0: no end."""
+
+    async def end(self, grant: Grant, tunnel_id: str, drain: float) -> None:
+        """Release."""
+
+    def reveal(self, grant: Grant, tunnel_id: str) -> Uid:
+        """The UID, for the owner."""
+
+    def watch(self, see: Callable[[Change], None]) -> Callable[[], None]:
+        """Tell of every change; returns the way to stop."""
+
+
+class Authorizes(Protocol):
+    """What this front door asks of `scistreamd.gate.Gate`."""
+
+    async def authorize(self, caller: Caller, verb: Verb, owner: str | None = None) -> Grant:
+        """Allow the verb, or raise PERMISSION_DENIED."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """What the daemon lends this front door.
+
+    ``settings``: those in force now. ``busy``: why nothing could listen on a
+    port now, or an empty string. ``reload``: reads the configuration again,
+    and raises ScistreamError where it is wrong.
+    """
+
+    settings: Callable[[], Settings]
+    busy: Callable[[int], str]
+    reload: Callable[[], Awaitable[None]]
+
+
+class BusApi:
+    """Answers calls on the bus and tells it of changes."""
+
+    def __init__(self, bus: Connection, tunnels: Tunnels, gate: Authorizes, host: Host, xml: str) -> None:
+        """``xml``: the text of dbus/org.scistream.scistreamd1.xml."""
+        self._bus = bus
+        self._tunnels = tunnels
+        self._gate = gate
+        self._host = host
+        interfaces = introspection.interfaces(xml)
+        self._objects = Objects(interfaces, self._gateway, tunnels.view, tunnels.tunnels)
+        self._announcer = Announcer(bus, self._gateway)
+        self._calls = Calls(self._table(), self._interfaces_at)
+        self._unwatch: Callable[[], None] | None = None
+
+    def start(self) -> None:
+        """Tell of changes from now on."""
+        self._announcer.start(self._tunnels.tunnels())
+        self._unwatch = self._tunnels.watch(self._announcer.see)
+
+    def stop(self) -> None:
+        """Tell of nothing more."""
+        if self._unwatch:
+            self._unwatch()
+            self._unwatch = None
+        self._announcer.stop()
+
+    def settings_changed(self) -> None:
+        """Tell of the gateway's properties after a reload."""
+        self._announcer.gateway_changed()
+
+    async def answer(self, call: Call) -> Reply:
+        """Do what the call asks for; raises CallError alone."""
+        return await self._calls.answer(call)
+
+    def _table(self) -> dict[tuple[str, str], Handler]:
+        return {
+            (names.INTROSPECTABLE, "Introspect"): self._introspect,
+            (names.PROPERTIES, "Get"): self._get,
+            (names.PROPERTIES, "GetAll"): self._get_all,
+            (names.PROPERTIES, "Set"): self._set,
+            (names.OBJECT_MANAGER, "GetManagedObjects"): self._managed,
+            (names.MANAGER, "CreateInbound"): self._create_inbound,
+            (names.MANAGER, "CreateOutbound"): self._create_outbound,
+            (names.MANAGER, "Release"): self._release_named,
+            (names.MANAGER, "GetTunnel"): self._get_tunnel,
+            (names.MANAGER, "ListTunnels"): self._list,
+            (names.MANAGER, "CheckPorts"): self._check_ports,
+            (names.MANAGER, "Reload"): self._reload,
+            (names.TUNNEL, "Update"): self._update,
+            (names.TUNNEL, "Release"): self._release,
+            (names.TUNNEL, "GetUid"): self._get_uid,
+        }
+
+    def _interfaces_at(self, call: Call) -> Mapping[str, Interface]:
+        if call.interface == names.TUNNEL and (tunnel_id := names.tunnel_id(call.path)):
+            self._tunnels.view(tunnel_id)  # NOT_FOUND says more than that there is no object
+        return self._objects.at(call.path)
+
+    def _gateway(self) -> bus_view.Properties:
+        return bus_view.manager(self._host.settings(), self._tunnels.free_ports, self._announcer.tunnels)
+
+    async def _caller(self, call: Call, trail: Trail) -> Caller:
+        user = await self._bus.user_of(call.sender)
+        caller = Caller(
+            FRONT_DOOR, identity=user.name, user=user.number, bus_name=call.sender, interactive=call.interactive
+        )
+        trail.who = str(caller)
+        return caller
+
+    async def _allowed(self, call: Call, trail: Trail, verb: Verb, tunnel_id: str = "") -> Grant:
+        """The grant for a verb, on a tunnel where one is named."""
+        trail.asked, trail.tunnel = True, tunnel_id or trail.tunnel
+        caller = await self._caller(call, trail)
+        if not tunnel_id:
+            return await self._gate.authorize(caller, verb)
+        owner = self._tunnels.view(tunnel_id).owner
+        grant = await self._gate.authorize(caller, verb, owner)
+        if self._tunnels.view(tunnel_id).owner != owner:
+            # Asking for a password takes minutes: the UID may have another owner's tunnel by now.
+            raise ScistreamError(Code.NOT_FOUND, f"tunnel {tunnel_id} has ended, and another took its place")
+        return grant
+
+    # The standard interfaces
+
+    async def _introspect(self, call: Call, trail: Trail) -> tuple[Any, ...]:
+        return (self._objects.introspect(call.path),)
+
+    async def _get(self, call: Call, trail: Trail) -> tuple[Any, ...]:
+        return (self._objects.get(call.path, *call.body),)
+
+    async def _get_all(self, call: Call, trail: Trail) -> tuple[Any, ...]:
+        return (self._objects.all(call.path, *call.body),)
+
+    async def _set(self, call: Call, trail: Trail) -> tuple[Any, ...]:
+        self._objects.set(call.path, *call.body[:2])
+        return ()
+
+    async def _managed(self, call: Call, trail: Trail) -> tuple[Any, ...]:
+        return (self._objects.managed(),)
+
+    # Manager
+
+    async def _create_inbound(self, call: Call, trail: Trail) -> tuple[Any, ...]:
+        entries, given = call.body
+        trail.asked = True
+        targets = options.targets(entries, "targets", empty=False)
+        asked, wanted = bus_options.creation(given, bus_options.INBOUND)
+        trail.tunnel = asked.id if asked else trail.tunnel
+        grant = await self._allowed(call, trail, Verb.CREATE)
+        uid, view = await self._tunnels.create(grant, Role.PROD, targets, wanted, asked)
+        trail.tunnel = view.id
+        return uid.reveal(), names.tunnel_path(view.id), bus_view.listeners(view)
+
+    async def _create_outbound(self, call: Call, trail: Trail) -> tuple[Any, ...]:
+        text, entries, given = call.body
+        trail.asked = True
+        uid = Uid.parse(text)
+        trail.tunnel = uid.id
+        targets = options.targets(entries, "remote_listeners", empty=False)
+        _, wanted = bus_options.creation(given, bus_options.OUTBOUND)
+        grant = await self._allowed(call, trail, Verb.CREATE)
+        _, view = await self._tunnels.create(grant, Role.CONS, targets, wanted, uid)
+        return names.tunnel_path(view.id), bus_view.listeners(view)
+
+    async def _release_named(self, call: Call, trail: Trail) -> tuple[Any, ...]:
+        text, given = call.body
+        trail.asked = True
+        drain = bus_options.drain(given)
+        return await self._end(call, trail, self._tunnels.find(text), drain)
+
+    async def _get_tunnel(self, call: Call, trail: Trail) -> tuple[Any, ...]:
+        return (names.tunnel_path(self._tunnels.find(call.body[0])),)
+
+    async def _list(self, call: Call, trail: Trail) -> tuple[Any, ...]:
+        return ([bus_view.row(view) for view in self._tunnels.tunnels()],)
+
+    async def _check_ports(self, call: Call, trail: Trail) -> tuple[Any, ...]:
+        taken = {each.port: view.id for view in self._tunnels.tunnels() for each in view.listeners}
+        ports = call.body[0] or list(self._host.settings().port_range)
+        answers = []
+        for index, port in enumerate(ports):
+            if index % _PROBES_AT_ONCE == _PROBES_AT_ONCE - 1:
+                await asyncio.sleep(0)  # others wait for the event loop, too
+            answers.append(self._check_port(port, taken.get(port, "")))
+        return (answers,)
+
+    def _check_port(self, port: int, tunnel_id: str) -> dict[str, Typed]:
+        settings = self._host.settings()
+        if port == 0:
+            raise invalid("ports", "0 is no port", "from 1 to 65535")
+        inside = port in settings.port_range
+        used = f"tunnel {tunnel_id} listens on it" if tunnel_id else self._host.busy(port)
+        reason = used or ("" if inside else f"outside the range {settings.port_range}")
+        return {
+            "port": Typed("q", port),
+            "in-range": Typed("b", inside),
+            "free": Typed("b", not used),
+            "reason": Typed("s", reason),
+        }
+
+    async def _reload(self, call: Call, trail: Trail) -> tuple[Any, ...]:
+        await self._allowed(call, trail, Verb.RELOAD)
+        await self._host.reload()
+        self.settings_changed()
+        return ()
+
+    # Tunnel
+
+    async def _update(self, call: Call, trail: Trail) -> tuple[Any, ...]:
+        entries, given = call.body
+        tunnel_id = self._id(call, trail)
+        targets = options.targets(entries, "targets", empty=True)
+        change = bus_options.amendment(given)
+        if not targets and not given:
+            raise invalid("targets", "empty, and no option to change", "at least one HOST:PORT, or rate, or lifetime")
+        grant = await self._allowed(call, trail, Verb.UPDATE, tunnel_id)
+        if change.rate not in (None, self._tunnels.view(tunnel_id).rate):
+            raise ScistreamError(Code.UNIMPLEMENTED, "rate: this version cannot change it", "make a new tunnel")
+        if targets:
+            await self._tunnels.retarget(grant, tunnel_id, targets)
+        if change.lifetime is not None:
+            await self._tunnels.extend(grant, tunnel_id, change.lifetime)
+        return ()
+
+    async def _release(self, call: Call, trail: Trail) -> tuple[Any, ...]:
+        tunnel_id = self._id(call, trail)
+        return await self._end(call, trail, tunnel_id, bus_options.drain(call.body[0]))
+
+    async def _end(self, call: Call, trail: Trail, tunnel_id: str, drain: int) -> tuple[Any, ...]:
+        grant = await self._allowed(call, trail, Verb.RELEASE, tunnel_id)
+        await self._tunnels.end(grant, tunnel_id, drain)
+        return ()
+
+    async def _get_uid(self, call: Call, trail: Trail) -> tuple[Any, ...]:
+        tunnel_id = self._id(call, trail)
+        grant = await self._allowed(call, trail, Verb.REVEAL, tunnel_id)
+        return (self._tunnels.reveal(grant, tunnel_id).reveal(),)
+
+    def _id(self, call: Call, trail: Trail) -> str:
+        """The tunnel whose object is called; the object is known to be there."""
+        trail.asked, trail.tunnel = True, names.tunnel_id(call.path) or "-"
+        return trail.tunnel

@@ -1,0 +1,71 @@
+"""Tunnels and the gateway as D-Bus shows them: pure functions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import scistreamd
+from scistreamd import names
+from scistreamd.bus_messages import Typed
+from scistreamd.config import Settings
+from scistreamd.dataserver import TYPES, parse_type
+from scistreamd.model import TunnelView
+
+Properties = dict[str, Typed]
+
+# In the XML, and not counted yet: Get answers UNIMPLEMENTED.
+COUNTERS = ("Connections", "BytesIn", "BytesOut")
+
+
+def tunnel(view: TunnelView) -> Properties:
+    """The properties of a tunnel, all but the counters."""
+    return {
+        "Id": Typed("s", view.id),
+        "Label": Typed("s", view.label),
+        "Role": Typed("s", view.role.value),
+        "State": Typed("s", view.state.value),
+        "Type": Typed("s", view.type),
+        "Security": Typed("s", view.security.value),
+        "Listeners": Typed("as", listeners(view)),
+        "Targets": Typed("as", [str(target) for target in view.targets]),
+        "Rate": Typed("t", view.rate),
+        "Unit": Typed("s", view.unit),
+        "Owner": Typed("s", view.owner),
+        "CreatedUSec": Typed("t", view.created_usec),
+        "ExpiresUSec": Typed("t", view.expires_usec),
+        "Result": Typed("s", view.result),
+        "Warnings": Typed("as", list(view.warnings)),
+    }
+
+
+def row(view: TunnelView) -> list[Any]:
+    """A tunnel in the answer of ListTunnels."""
+    return [
+        view.id,
+        view.role.value,
+        view.state.value,
+        listeners(view),
+        [str(target) for target in view.targets],
+        view.type,
+        view.owner,
+        names.tunnel_path(view.id),
+    ]
+
+
+def listeners(view: TunnelView) -> list[str]:
+    """The listeners as text."""
+    return [str(endpoint) for endpoint in view.listeners]
+
+
+def manager(settings: Settings, free_ports: int, tunnels: int) -> Properties:
+    """The properties of the gateway."""
+    ports = settings.port_range
+    return {
+        "Version": Typed("s", scistreamd.__version__),
+        "ListenerAddress": Typed("s", str(settings.listen_inbound or "")),
+        "PortRange": Typed("(qq)", [ports.first, ports.last]),
+        "FreePorts": Typed("u", free_ports),
+        "DefaultType": Typed("s", parse_type(settings.default_type).name),
+        "Types": Typed("as", [each.name for each in TYPES]),
+        "NTunnels": Typed("u", tunnels),
+    }

@@ -1,0 +1,108 @@
+"""Between dbus-next 0.2.3 and plain data: messages, values, and the ends of connections."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from dbus_next import BusType, Message, MessageFlag, Variant
+from dbus_next.aio import MessageBus
+
+from scistreamd.bus_messages import Call, CallError, Reply, Typed
+
+
+class Connection(MessageBus):
+    """dbus-next's connection, whose socket is closed where there is nobody to connect to."""
+
+    def __init__(self, address: str | None) -> None:
+        """``address`` None: the system bus. OSError where it is not there, ValueError where it is no address."""
+        try:
+            super().__init__(address, BusType.SYSTEM)
+        except OSError:
+            self._stream.close()
+            self._sock.close()
+            raise
+
+
+def call_of(message: Message) -> Call:
+    """A method call that came in."""
+    return Call(
+        message.sender or "",
+        message.path or "",
+        message.interface or "",
+        message.member or "",
+        message.signature,
+        [from_wire(value) for value in message.body],
+        bool(message.flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION),
+    )
+
+
+def reply_to(connection: MessageBus, message: Message, outcome: Reply | CallError) -> None:
+    """Answer a method call, unless its caller wants no answer; ValueError where the types do not fit."""
+    if message.flags & MessageFlag.NO_REPLY_EXPECTED:
+        return
+    if isinstance(outcome, CallError):
+        send(connection, Message.new_error(message, outcome.name, _clean(outcome.text)))
+    else:
+        send(connection, Message.new_method_return(message, outcome.signature, to_wire(outcome.body)))
+
+
+def send(connection: MessageBus | None, message: Message) -> None:
+    """Send it, or lose it where there is no connection."""
+    if connection is not None and connection.connected:
+        # dbus-next gives a future; one that fails is a connection that is lost, which `Bus` sees.
+        connection.send(message).add_done_callback(lambda sent: sent.cancelled() or sent.exception())
+
+
+async def hang_up(connection: MessageBus) -> None:
+    """Close the connection, whatever state it is in."""
+    if connection.connected:
+        connection.disconnect()
+        await end_of(connection)
+    close_socket(connection)
+
+
+async def end_of(connection: MessageBus) -> str:
+    """Wait for the connection's end and say why it came; several may wait."""
+    ended = connection._disconnect_future  # wait_for_disconnect() is cancelled for all when it is for one
+    await asyncio.wait([ended])
+    problem = ended.exception()
+    return f"{type(problem).__name__} {problem}".strip() if problem else "closed"
+
+
+def close_socket(connection: MessageBus) -> None:
+    """dbus-next 0.2.3 leaves its socket to the garbage collector."""
+    loop = asyncio.get_running_loop()
+    loop.remove_reader(connection._fd)
+    loop.remove_writer(connection._fd)
+    connection._stream.close()
+    connection._sock.close()
+
+
+def to_wire(value: Any) -> Any:
+    """Plain data as dbus-next takes it."""
+    if isinstance(value, str):
+        return _clean(value)
+    if isinstance(value, Typed):
+        return Variant(value.signature, to_wire(value.value))
+    if isinstance(value, dict):
+        return {key: to_wire(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_wire(each) for each in value]
+    return value
+
+
+def from_wire(value: Any) -> Any:
+    """What dbus-next gives, as plain data."""
+    if isinstance(value, Variant):
+        return Typed(value.signature, from_wire(value.value))
+    if isinstance(value, dict):
+        return {key: from_wire(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [from_wire(each) for each in value]
+    return value
+
+
+def _clean(text: str) -> str:
+    """Text that the bus takes: it hangs up on whoever sends a NUL or half a surrogate pair."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode("utf-8")
