@@ -36,8 +36,8 @@ def create(options: Namespace) -> int:
 def show(options: Namespace) -> int:
     """``s2ctl cert show``: what a certificate file says."""
     found = [_facts(each) for each in _read(Path(options.file))]
-    if options.json:
-        print(json.dumps(found, indent=2))
+    if options.json != "off":
+        print(json.dumps(found, indent=2 if options.json == "pretty" else None))
         return 0
     for facts in found:
         print("\n".join(f"{name:>12}: {_text(value)}" for name, value in facts.items()))

@@ -92,7 +92,8 @@ class Parser(argparse.ArgumentParser):
         """The parsed options; UsageError for anything unknown, missing or malformed."""
         words = normalise(argv, self._booleans, self._negatable)
         self._refuse_unknown_options(words)
-        options, extra = self.parse_known_args(words)
+        # Intermixed: `update ID --rate 5 TARGET` gives TARGET to the list it belongs to.
+        options, extra = self.parse_known_intermixed_args(words)
         if extra:
             self.error(f"unexpected argument {extra[0]!r}")
         return options

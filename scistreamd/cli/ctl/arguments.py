@@ -1,0 +1,273 @@
+"""The options of s2ctl's verbs."""
+
+from __future__ import annotations
+
+from argparse import ArgumentTypeError
+from collections.abc import Callable
+
+from scistreamd import options as limits
+from scistreamd.cli.options import Parser, checked, integer, ports, seconds
+from scistreamd.model import Listen, Security, Target
+
+JSON_MODES = ("short", "pretty", "off")
+_MAX_RATE = 1_000_000_000
+_MAX_DRAIN = 24 * 3600
+_MAX_LINES = 1_000_000
+
+
+def _bus(parser: Parser) -> None:
+    group = parser.add_argument_group("gateway")
+    group.add_argument(
+        "-H", "--host", metavar="[USER@]HOST[:PORT]", help="the gateway of another host, by ssh and its system bus"
+    )
+    group.add_argument(
+        "--address",
+        metavar="ADDRESS",
+        help="a bus other than the system's ($DBUS_SYSTEM_BUS_ADDRESS): unix:path=FILE",
+    )
+
+
+def _password(parser: Parser) -> None:
+    parser.add_argument(
+        "--no-ask-password", action="store_true", help="fail where polkit would ask for a password on the terminal"
+    )
+
+
+def json_mode(parser: Parser) -> None:
+    """``--json``."""
+    parser.add_argument(
+        "--json", default="off", choices=JSON_MODES, help="print JSON in one line, or indented (%(default)s)"
+    )
+
+
+def _output(parser: Parser, *, table: bool = False) -> None:
+    json_mode(parser)
+    parser.add_argument("--no-pager", action="store_true", help="print long output on the terminal as it is")
+    if table:
+        parser.add_argument("--no-legend", action="store_true", help="print no titles and no summary")
+
+
+def _quiet(parser: Parser, help: str) -> None:
+    parser.add_argument("-q", "--quiet", action="store_true", help=help)
+
+
+def _id(parser: Parser) -> None:
+    parser.add_argument("id", metavar="ID", help="a tunnel: its id, the start of it, or its label")
+
+
+def listed(parser: Parser) -> None:
+    """Options of ``list``."""
+    parser.add_argument("-l", "--long", action="store_true", help="labels, security, end and owner as well")
+    _quiet(parser, "print ids alone")
+    _output(parser, table=True)
+    _bus(parser)
+
+
+def status(parser: Parser) -> None:
+    """Options of ``status``."""
+    parser.add_argument(
+        "id", metavar="ID", nargs="?", help="a tunnel: its id, the start of it, or its label (without: the gateway)"
+    )
+    parser.add_argument(
+        "-n", "--lines", type=integer(0, _MAX_LINES), default=10, metavar="N", help="log lines to show (%(default)s)"
+    )
+    _output(parser)
+    _bus(parser)
+
+
+def show(parser: Parser) -> None:
+    """Options of ``show``."""
+    _id(parser)
+    parser.add_argument(
+        "-p", "--property", action="append", default=[], metavar="NAME", help="this property alone; may be repeated"
+    )
+    parser.add_argument("--value", action="store_true", help="print values without their names")
+    parser.add_argument(
+        "--reveal-uid",
+        action="store_true",
+        help="print the tunnel's UID, a secret, and nothing else (polkit decides who may)",
+    )
+    _output(parser)
+    _password(parser)
+    _bus(parser)
+
+
+def inbound(parser: Parser) -> None:
+    """Options of ``inbound``."""
+    parser.add_argument(
+        "targets", metavar="TARGET", nargs="+", type=_target, help="HOST:PORT of a server application; may be repeated"
+    )
+    _tunnel(parser)
+    parser.add_argument(
+        "--uid",
+        metavar="UID",
+        help="the UID of an outbound side that is there already; - reads it from stdin, @FILE from a file",
+    )
+    parser.add_argument("--uid-file", metavar="FILE", help="write the UID to FILE (0600) and print the id in its place")
+    _created(parser)
+
+
+def outbound(parser: Parser) -> None:
+    """Options of ``outbound``."""
+    parser.add_argument("uid", metavar="UID", help="the inbound tunnel's UID; - reads it from stdin, @FILE from a file")
+    parser.add_argument(
+        "listeners", metavar="LISTENER", nargs="+", type=_target, help="HOST:PORT of an inbound listener"
+    )
+    _tunnel(parser)
+    _created(parser)
+
+
+def _tunnel(parser: Parser) -> None:
+    group = parser.add_argument_group("tunnel")
+    group.add_argument("--type", metavar="NAME", help="data server type: Haproxy, Nginx, Stunnel (the gateway's)")
+    group.add_argument(
+        "--listen",
+        action="append",
+        default=[],
+        type=_listen,
+        metavar="ADDRESS[:PORT]",
+        help="where to listen, for each target (the gateway picks)",
+    )
+    group.add_argument("--rate", type=integer(0, _MAX_RATE), metavar="KB/S", help="limit, 0 for none")
+    group.add_argument(
+        "--security", type=_security, metavar="MODE", help="tls, psk-null or none, as the gateway allows"
+    )
+    group.add_argument("--lifetime", type=lifetime, metavar="TIME", help="end after seconds, or 90m, 2h, 1d; or never")
+    group.add_argument(
+        "--allow-from", action="append", default=[], type=_networks, metavar="CIDR[,CIDR]", help="who may connect"
+    )
+    group.add_argument(
+        "--label", type=_label, metavar="TEXT", help="a name for people, and for s2ctl in place of the id"
+    )
+
+
+def _created(parser: Parser) -> None:
+    parser.add_argument("--wait", action="store_true", help="return when the tunnel has ended")
+    _quiet(parser, "print the id alone")
+    json_mode(parser)
+    _password(parser)
+    _bus(parser)
+
+
+def update(parser: Parser) -> None:
+    """Options of ``update``."""
+    _id(parser)
+    parser.add_argument(
+        "targets", metavar="TARGET", nargs="*", type=_target, help="where new connections go from now on"
+    )
+    parser.add_argument("--rate", type=integer(0, _MAX_RATE), metavar="KB/S", help="limit, 0 for none")
+    parser.add_argument("--lifetime", type=lifetime, metavar="TIME", help="end so long from now; or never")
+    _changed(parser)
+
+
+def extend(parser: Parser) -> None:
+    """Options of ``extend``."""
+    _id(parser)
+    parser.add_argument(
+        "time", metavar="TIME", type=lifetime, help="how long from now: seconds, or 90m, 2h, 1d; or never"
+    )
+    _changed(parser)
+
+
+def release(parser: Parser) -> None:
+    """Options of ``release``."""
+    parser.add_argument("ids", metavar="ID", nargs="*", help="tunnels: ids, starts of ids, labels, or UIDs as @FILE")
+    parser.add_argument("--all", action="store_true", help="every tunnel of the gateway")
+    parser.add_argument(
+        "--drain", type=_drain, default=0, metavar="TIME", help="give running streams so long to end (0: cut them)"
+    )
+    _changed(parser)
+
+
+def _changed(parser: Parser) -> None:
+    _quiet(parser, "print nothing")
+    _password(parser)
+    _bus(parser)
+
+
+def logs(parser: Parser) -> None:
+    """Options of ``logs``."""
+    _id(parser)
+    parser.add_argument("-f", "--follow", action="store_true", help="go on with new lines until interrupted")
+    parser.add_argument("-n", "--lines", type=integer(0, _MAX_LINES), metavar="N", help="the last lines alone")
+    _output(parser)
+    _bus(parser)
+
+
+def watch(parser: Parser) -> None:
+    """Options of ``watch``."""
+    parser.add_argument("id", metavar="ID", nargs="?", help="of this tunnel alone")
+    json_mode(parser)
+    _bus(parser)
+
+
+def check(parser: Parser) -> None:
+    """Options of ``check``."""
+    parser.add_argument(
+        "ports", metavar="PORTS", nargs="?", type=ports, default=(), help="5100,5110-5119 (without: the whole range)"
+    )
+    _quiet(parser, "print nothing; the exit status tells")
+    _output(parser, table=True)
+    _bus(parser)
+
+
+def top(parser: Parser) -> None:
+    """Options of ``top``."""
+    _bus(parser)
+
+
+def config(parser: Parser) -> None:
+    """Options of ``config show``."""
+    _config_file(parser)
+    _output(parser)
+
+
+def config_check(parser: Parser) -> None:
+    """Options of ``config check``."""
+    _config_file(parser)
+    _quiet(parser, "print nothing where all is well")
+
+
+def _config_file(parser: Parser) -> None:
+    parser.add_argument("--config", metavar="FILE", help="another file, with its FILE.d/")
+
+
+def _text(parse: Callable[[str, str], object], name: str) -> Callable[[str], str]:
+    """The text itself, once the model has accepted it."""
+    accepts = checked(lambda text: parse(text, name))
+
+    def convert(text: str) -> str:
+        accepts(text)
+        return text
+
+    return convert
+
+
+_target = _text(Target.parse, "HOST:PORT")
+_listen = _text(Listen.parse, "listen")
+_label = _text(limits.label, "label")
+
+
+def _security(text: str) -> str:
+    return checked(Security.parse)(text).value
+
+
+def _networks(text: str) -> list[str]:
+    return [str(checked(lambda part: limits.network(part, "allow-from"))(part.strip())) for part in text.split(",")]
+
+
+def lifetime(text: str) -> int:
+    """Seconds; 0 for ``never``."""
+    if text.lower() in ("never", "0"):
+        return 0
+    found = seconds(text)
+    if found > limits.MAX_LIFETIME:
+        raise ArgumentTypeError(f"{text!r} is more than {limits.MAX_LIFETIME // 86400} days; never stands for no end")
+    return found
+
+
+def _drain(text: str) -> int:
+    found = 0 if text == "0" else seconds(text)
+    if found > _MAX_DRAIN:
+        raise ArgumentTypeError(f"{text!r} is more than a day")
+    return found

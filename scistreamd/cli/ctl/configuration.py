@@ -1,0 +1,42 @@
+"""``s2ctl config``: what ``scistreamd --check-config`` says, which alone reads the configuration."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from argparse import Namespace
+
+from scistreamd.cli import output
+from scistreamd.cli.ctl.screen import Screen
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def show(options: Namespace) -> int:
+    """``s2ctl config show``: the settings that the files make, defaults included."""
+    screen = Screen.of(options)
+    done = _checked(options)
+    if done.returncode == 0 and screen.json:
+        screen.data(tomllib.loads(done.stdout))
+    elif done.returncode == 0:
+        screen.text(done.stdout.strip().splitlines())
+    return done.returncode
+
+
+def check(options: Namespace) -> int:
+    """``s2ctl config check``: whether scistreamd can go by its configuration."""
+    done = _checked(options)
+    if done.returncode == 0 and not options.quiet:
+        output.result("The configuration is valid.")
+    return done.returncode
+
+
+def _checked(options: Namespace) -> subprocess.CompletedProcess[str]:
+    """Run the check; what is wrong it says itself, on standard error, by its exit status, which is ours too."""
+    # -I: no module of the current directory is taken for one of ours.
+    words = [sys.executable, "-I", "-m", "scistreamd.service_main", "--check-config"]
+    words += ["--config", options.config] if options.config is not None else []
+    return subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603

@@ -1,0 +1,124 @@
+"""Tables: aligned columns, wrapped to the terminal's width."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scistreamd.cli.ctl.screen import UNDERLINE, Screen
+from scistreamd.cli.output import harmless
+
+_GAP = 2
+# A column is not made narrower than this to fit; rather the terminal wraps.
+_NARROWEST = 10
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One field: its text, which may be of another's making, and a colour or none."""
+
+    text: str
+    colour: str = ""
+
+
+Line = Sequence[Cell | str]
+
+
+def render(screen: Screen, titles: Sequence[str], rows: Sequence[Line], footer: str) -> list[str]:
+    """The table's lines, the titles and the footer being the legend."""
+    cells = [[_cell(each) for each in row] for row in rows]
+    heads = [titles] if screen.legend else []
+    columns = [[*(head[i] for head in heads), *(row[i].text for row in cells)] for i in range(len(titles))]
+    widths = _fitted([max(map(columns_of, column), default=0) for column in columns], screen.width)
+    lines = []
+    for head in heads if cells else []:
+        lines += _wrapped(screen, [Cell(title, UNDERLINE) for title in head], widths)
+    for row in cells:
+        lines += _wrapped(screen, row, widths)
+    if screen.legend:
+        lines += ["", footer] if cells else [footer]
+    return lines
+
+
+def pairs(screen: Screen, facts: Sequence[tuple[str, Cell | str]]) -> list[str]:
+    """``name: value`` lines, the colons in one column; long values go on below themselves."""
+    margin = max(len(name) for name, _ in facts)
+    room = max(_NARROWEST, screen.width - margin - _GAP) if screen.width else None
+    lines = []
+    for name, value in facts:
+        cell = _cell(value)
+        for index, part in enumerate(_broken(cell.text, room)):
+            head = f"{name:>{margin}}: " if index == 0 else " " * (margin + _GAP)
+            lines.append(head + screen.paint(part, cell.colour))
+    return lines
+
+
+def columns_of(text: str) -> int:
+    """How many columns of a terminal the text takes (Unicode TR 11)."""
+    return sum(_columns(character) for character in text)
+
+
+def _columns(character: str) -> int:
+    if unicodedata.combining(character):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def _cell(value: Cell | str) -> Cell:
+    cell = value if isinstance(value, Cell) else Cell(value)
+    return Cell("".join(each if each.isprintable() else "?" for each in harmless(cell.text)), cell.colour)
+
+
+def _fitted(widths: list[int], limit: int | None) -> list[int]:
+    """The widths, the widest ones cut until all fit into ``limit`` columns or are narrow."""
+    fitted = list(widths)
+    while limit is not None and sum(fitted) + _GAP * (len(fitted) - 1) > limit:
+        widest = max(range(len(fitted)), key=lambda index: fitted[index])
+        if fitted[widest] <= _NARROWEST:
+            break
+        fitted[widest] -= 1
+    return fitted
+
+
+def _wrapped(screen: Screen, row: Sequence[Cell], widths: Sequence[int]) -> list[str]:
+    """One row as as many lines as its longest field needs."""
+    parts = [_broken(cell.text, width) for cell, width in zip(row, widths, strict=True)]
+    lines = []
+    for number in range(max(map(len, parts))):
+        line = ""
+        for cell, part, width in zip(row, parts, widths, strict=True):
+            text = part[number] if number < len(part) else ""
+            line += screen.paint(text, cell.colour) + " " * (width - columns_of(text) + _GAP)
+        lines.append(line.rstrip())
+    return lines
+
+
+def _broken(text: str, width: int | None) -> list[str]:
+    """The text in parts of at most ``width`` columns, broken after blanks where there are some."""
+    if width is None or columns_of(text) <= width:
+        return [text]
+    parts: list[str] = []
+    line = ""
+    for word in text.split(" "):
+        if line and columns_of(line) + 1 + columns_of(word) <= width:
+            line += f" {word}"
+            continue
+        if line:
+            parts.append(line)
+        line = word
+        while columns_of(line) > width:
+            head = _head(line, width)
+            parts.append(head)
+            line = line[len(head) :]
+    return [*parts, line] if line else parts
+
+
+def _head(text: str, width: int) -> str:
+    """As many characters from the start as ``width`` columns hold, at least one."""
+    taken = 0
+    for index, character in enumerate(text):
+        taken += _columns(character)
+        if taken > width and index:
+            return text[:index]
+    return text

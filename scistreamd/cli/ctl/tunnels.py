@@ -1,0 +1,245 @@
+"""Tunnels and the gateway as s2ctl sees them over the bus: the one place that knows the interface."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dbus_next.signature import Variant
+
+from scistreamd import names
+from scistreamd.cli import uids
+from scistreamd.cli.ctl.bus import CHANGE_SECONDS, Bus
+from scistreamd.errors import Code, ScistreamError, did_you_mean, invalid
+from scistreamd.model import Uid, shown
+
+_ID = re.compile(r"[0-9a-f]{12}", re.ASCII)
+_PREFIX = re.compile(r"[0-9a-f]{1,12}", re.ASCII)
+_SHOWN_MATCHES = 5
+_SIGNATURES = {
+    "uid": "s",
+    "type": "s",
+    "listen": "as",
+    "rate": "t",
+    "security": "s",
+    "lifetime": "t",
+    "allow-from": "as",
+    "label": "s",
+    "drain": "t",
+}
+
+# D-Bus property to field of `Tunnel`, in the order of the fields.
+PROPERTIES = {
+    "Id": "id",
+    "Label": "label",
+    "Role": "role",
+    "State": "state",
+    "Type": "type",
+    "Security": "security",
+    "Listeners": "listeners",
+    "Targets": "targets",
+    "Rate": "rate",
+    "Unit": "unit",
+    "Owner": "owner",
+    "CreatedUSec": "created_usec",
+    "ExpiresUSec": "expires_usec",
+    "Result": "result",
+    "Warnings": "warnings",
+}
+
+# The a{sv} of a method, by the names that the interface's XML gives, with plain values.
+Options = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A tunnel as ListTunnels tells it."""
+
+    id: str
+    role: str
+    state: str
+    listeners: list[str]
+    targets: list[str]
+    type: str
+    owner: str
+
+
+@dataclass(frozen=True)
+class Tunnel:
+    """A tunnel with all that can be read of it: rate in kB/s, times in microseconds since the epoch (0: none)."""
+
+    id: str
+    label: str
+    role: str
+    state: str
+    type: str
+    security: str
+    listeners: list[str]
+    targets: list[str]
+    rate: int
+    unit: str
+    owner: str
+    created_usec: int
+    expires_usec: int
+    result: str
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The gateway itself."""
+
+    version: str
+    listener_address: str
+    port_range: list[int]
+    free_ports: int
+    default_type: str
+    types: list[str]
+    tunnels: int
+
+
+@dataclass(frozen=True)
+class Port:
+    """Whether a port is the gateway's to use, whether nobody uses it, and what is against it."""
+
+    port: int
+    in_range: bool
+    free: bool
+    reason: str
+
+    @property
+    def usable(self) -> bool:
+        """Whether a tunnel could listen on it now."""
+        return self.in_range and self.free
+
+
+class Tunnels:
+    """What scistreamd does for s2ctl."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._all: list[Tunnel] | None = None
+
+    def rows(self) -> list[Row]:
+        """All tunnels in short, the oldest first; the quickest question."""
+        (found,) = self._bus.read(names.ROOT, names.MANAGER, "ListTunnels")
+        return [Row(*fields[:7]) for fields in found]
+
+    def all(self) -> list[Tunnel]:
+        """All tunnels in full, the oldest first; asked once."""
+        if self._all is None:
+            (objects,) = self._bus.read(names.ROOT, names.OBJECT_MANAGER, "GetManagedObjects")
+            found = [of(interfaces[names.TUNNEL]) for interfaces in objects.values() if names.TUNNEL in interfaces]
+            self._all = sorted(found, key=lambda tunnel: (tunnel.created_usec, tunnel.id))
+        return self._all
+
+    def facts(self) -> Facts:
+        """The gateway's properties."""
+        (found,) = self._bus.read(names.ROOT, names.PROPERTIES, "GetAll", "s", names.MANAGER)
+        return Facts(
+            *_values(found, "Version", "ListenerAddress", "PortRange", "FreePorts", "DefaultType", "Types", "NTunnels")
+        )
+
+    def find(self, text: str) -> str:
+        """The id of the tunnel that an id, the start of one, a label, or a UID (also ``-``, ``@FILE``) names.
+
+        Whether a tunnel of a whole id exists, the call with it says. Raises
+        NOT_FOUND, or INVALID_ARGUMENT where several tunnels match.
+        """
+        if uids.is_hidden(text):
+            return uids.read(text).id
+        if _ID.fullmatch(text):
+            return text
+        uid = _uid(text)
+        return uid.id if uid else self._match(text)
+
+    def tunnel(self, text: str) -> Tunnel:
+        """The tunnel that the text names, see `find`."""
+        tunnel_id = self.find(text)
+        path = names.tunnel_path(tunnel_id)
+        (found,) = self._bus.read(path, names.PROPERTIES, "GetAll", "s", names.TUNNEL)
+        return of(found)
+
+    def ports(self, ports: Sequence[int]) -> list[Port]:
+        """Whether these ports, or those of the whole range, could be listened on now."""
+        (found,) = self._bus.read(names.ROOT, names.MANAGER, "CheckPorts", "aq", list(ports))
+        return [Port(*_values(each, "port", "in-range", "free", "reason")) for each in found]
+
+    def create_inbound(self, targets: Sequence[str], options: Options) -> tuple[str, str, list[str]]:
+        """Make an inbound tunnel: UID, id, listeners."""
+        serial = self._bus.start(
+            names.ROOT, names.MANAGER, "CreateInbound", "asa{sv}", list(targets), _variants(options)
+        )
+        uid, path, listeners = self._bus.finish(serial)
+        return uid, _id_of(path), listeners
+
+    def create_outbound(self, uid: Uid, listeners: Sequence[str], options: Options) -> tuple[str, list[str]]:
+        """Make an outbound tunnel to the inbound gateway's listeners: id, own listeners."""
+        body = (uid.reveal(), list(listeners), _variants(options))
+        serial = self._bus.start(names.ROOT, names.MANAGER, "CreateOutbound", "sasa{sv}", *body)
+        path, own = self._bus.finish(serial)
+        return _id_of(path), own
+
+    def update(self, tunnel_id: str, targets: Sequence[str], options: Options) -> None:
+        """Change targets, rate or lifetime."""
+        path = names.tunnel_path(tunnel_id)
+        self._bus.finish(self._bus.start(path, names.TUNNEL, "Update", "asa{sv}", list(targets), _variants(options)))
+
+    def start_release(self, tunnel_id: str, options: Options) -> int:
+        """Begin to end a tunnel; `finish_release` waits until it has ended."""
+        return self._bus.start(names.ROOT, names.MANAGER, "Release", "sa{sv}", tunnel_id, _variants(options))
+
+    def finish_release(self, call: int, drain: int) -> None:
+        """Wait for the end of a tunnel whose streams have ``drain`` seconds."""
+        self._bus.finish(call, CHANGE_SECONDS + drain)
+
+    def reveal(self, tunnel_id: str) -> str:
+        """The tunnel's UID."""
+        uid: str = self._bus.finish(self._bus.start(names.tunnel_path(tunnel_id), names.TUNNEL, "GetUid"))[0]
+        return uid
+
+    def _match(self, text: str) -> str:
+        tunnels = self.all()
+        prefix = _PREFIX.fullmatch(text) is not None
+        found = [each.id for each in tunnels if each.label == text or (prefix and each.id.startswith(text))]
+        if len(found) == 1:
+            return found[0]
+        if not found:
+            known = [each.label for each in tunnels if each.label]
+            hint = did_you_mean(text, known) or "s2ctl list --long shows ids and labels"
+            raise ScistreamError(Code.NOT_FOUND, f"no tunnel's id starts with {shown(text)}, and no label is it", hint)
+        several = ", ".join(found[:_SHOWN_MATCHES]) + (", ..." if found[_SHOWN_MATCHES:] else "")
+        raise invalid("ID", f"{shown(text)} names {len(found)} tunnels: {several}", "give more of the id")
+
+
+def of(properties: Mapping[str, Any]) -> Tunnel:
+    """A tunnel of the properties of its object."""
+    return Tunnel(*_values(properties, *PROPERTIES))
+
+
+def _values(properties: Mapping[str, Any], *wanted: str) -> list[Any]:
+    missing = [name for name in wanted if name not in properties]
+    if missing:
+        message = f"scistreamd tells nothing of {', '.join(missing)}"
+        raise ScistreamError(Code.INTERNAL, message, "are s2ctl and scistreamd of one version?")
+    return [properties[name] for name in wanted]
+
+
+def _id_of(path: str) -> str:
+    tunnel_id = names.tunnel_id(path)
+    if tunnel_id is None:
+        raise ScistreamError(Code.INTERNAL, f"{shown(path)} is no tunnel", "are s2ctl and scistreamd of one version?")
+    return tunnel_id
+
+
+def _variants(options: Options) -> dict[str, Variant]:
+    return {name: Variant(_SIGNATURES[name], value) for name, value in options.items()}
+
+
+def _uid(text: str) -> Uid | None:
+    try:
+        return Uid.parse(text)
+    except ScistreamError:
+        return None
