@@ -27,6 +27,7 @@ from scistreamd.errors import Code, ScistreamError
 _DAEMON = "org.freedesktop.DBus"
 _DAEMON_PATH = "/org/freedesktop/DBus"
 _CONNECT_SECONDS = 10
+_RELEASE_SECONDS = 2
 _CALLS_PER_SENDER = 64  # at once; the bus limits only those that wait for a reply
 _RETRY = (0.1, 0.5, 2.0, 5.0)  # seconds between attempts; the last one again and again
 _NO_SENDER = ("org.freedesktop.DBus.Error.NameHasNoOwner", "org.freedesktop.DBus.Error.ServiceUnknown")
@@ -68,15 +69,22 @@ class Bus:
         await self._connect()
         self._keeper = asyncio.create_task(self._keep())
 
-    async def close(self) -> None:
-        """Give up the name and end the calls that are under way."""
+    async def close(self, grace: float = 0) -> None:
+        """Give up the name; calls that are under way get ``grace`` seconds to finish."""
+        self._answer = None
         if self._keeper:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
             self._keeper = None
+        if self._tasks and grace:
+            await asyncio.wait(self._tasks, timeout=grace)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._connection and self._connection.connected:
+            # Its answer comes when all that was sent before has reached the bus.
+            with contextlib.suppress(DBusError, OSError, EOFError, asyncio.TimeoutError):
+                await asyncio.wait_for(self._connection.release_name(names.SERVICE), _RELEASE_SECONDS)
         connection, self._connection = self._connection, None
         if connection:
             await hang_up(connection)
@@ -225,7 +233,7 @@ class Bus:
 
     async def _outcome(self, call: Call) -> Reply | CallError:
         if self._answer is None:
-            return CallError(names.UNKNOWN_METHOD, "not serving")
+            return CallError(names.error_name(Code.UNAVAILABLE), "scistreamd is stopping")
         try:
             if call.interface == names.PEER:
                 return await self._peer(call)

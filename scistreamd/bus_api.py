@@ -6,7 +6,7 @@ What it takes and gives stands in dbus/org.scistream.scistreamd1.xml.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -80,7 +80,7 @@ class Host:
 
     settings: Callable[[], Settings]
     busy: Callable[[int], str]
-    reload: Callable[[], Awaitable[None]]
+    reload: Callable[[], None]
 
 
 class BusApi:
@@ -246,7 +246,7 @@ class BusApi:
 
     async def _reload(self, call: Call, trail: Trail) -> tuple[Any, ...]:
         await self._allowed(call, trail, Verb.RELOAD)
-        await self._host.reload()
+        self._host.reload()
         self.settings_changed()
         return ()
 

@@ -49,6 +49,9 @@ class FrontDoor(Protocol):
     async def close(self) -> None:
         """Take no new call, let those that came finish, and be gone."""
 
+    def settings_changed(self) -> None:
+        """Tell those who watch of what a reload has changed."""
+
 
 @dataclass(frozen=True)
 class Plugged:
@@ -104,6 +107,8 @@ class Gateway:
         self._network.resolve_seconds = settings.times.resolve
         self.gate.reconfigure(settings)
         self.manager.reconfigure(settings)
+        for door in self._doors:
+            door.settings_changed()
 
     @property
     def status(self) -> str:

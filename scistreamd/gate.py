@@ -62,6 +62,11 @@ class Gate:
             )
         return Grant(caller, verb)
 
+    @property
+    def settings(self) -> Settings:
+        """The settings in force now."""
+        return self._settings
+
     def reconfigure(self, settings: Settings) -> None:
         """Judge by other settings from now on."""
         self._settings = settings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,16 +27,19 @@ SERVICE = {"gate", "manager", "books", "planning", "registry", "reservations", "
 CONTROL = "control"
 BUS_DOOR = {"bus_api", "bus_calls", "bus_objects", "bus_options", "bus_signals", "bus_view"}
 # They build the adapters, and join all parts.
-ROOTS = {"daemon", "service", "service_main"}
+ROOTS = {"daemon", "service", "service_main", "bus_door"}
 # s2cs starts the daemon in the foreground: the one command line tool that may.
 DAEMON_SIDE = ADAPTERS | SERVICE | ROOTS | BUS_DOOR | {CONTROL}
 
 
-def modules() -> Iterator[tuple[str, set[str]]]:
+@functools.cache
+def modules() -> list[tuple[str, set[str]]]:
     """Every module by its name below scistreamd, with all that it imports, at any depth."""
+    found = []
     for path in sorted(PACKAGE.rglob("*.py")):
         name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
-        yield name, set(imports(ast.parse(path.read_text())))
+        found.append((name, set(imports(ast.parse(path.read_text())))))
+    return found
 
 
 def imports(tree: ast.AST) -> Iterator[str]:

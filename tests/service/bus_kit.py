@@ -157,10 +157,11 @@ class Client:
 
     async def hears(self, member: str, count: int = 1) -> list[Message]:
         """Wait for signals of one name."""
-        await until(lambda: len(self._heard(member)) >= count)
-        return self._heard(member)
+        await until(lambda: len(self.told(member)) >= count)
+        return self.told(member)
 
-    def _heard(self, member: str) -> list[Message]:
+    def told(self, member: str) -> list[Message]:
+        """The signals of one name that were heard until now."""
         return [each for each in self.heard if each.member == member]
 
 
@@ -303,7 +304,7 @@ async def door(private: PrivateBus) -> AsyncIterator[Door]:
     network = HostNetwork(1)
     made: Door
 
-    async def reload() -> None:
+    def reload() -> None:
         made.reloads += 1
         made.settings = replace(made.settings, default_type="Nginx")
 

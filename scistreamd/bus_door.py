@@ -1,0 +1,61 @@
+"""D-Bus as `daemon.Plugged` takes it: the connection, polkit and the front door, joined."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from scistreamd import sockets
+from scistreamd.bus import Bus, interface_xml
+from scistreamd.bus_api import BusApi, Host
+from scistreamd.errors import ScistreamError
+from scistreamd.gate import Gate
+from scistreamd.interfaces import Bind, PortsBusy
+from scistreamd.manager import Manager
+from scistreamd.model import Endpoint, IPAddress
+
+_GRACE = 5.0  # seconds for calls that are under way when the daemon stops
+
+
+class BusDoor:
+    """The way in by D-Bus, over one manager and gate; a `daemon.FrontDoor`."""
+
+    def __init__(
+        self, bus: Bus, manager: Manager, gate: Gate, reload: Callable[[], None], any_address: IPAddress
+    ) -> None:
+        """``bus``: not serving yet; `Polkit` may use the same. ``any_address``: as for `Manager`."""
+        self._bus = bus
+        self._gate = gate
+        self._any_address = any_address
+        host = Host(lambda: gate.settings, self._busy, reload)
+        self._api = BusApi(bus, manager, gate, host, interface_xml())
+
+    async def open(self) -> None:
+        """Own the name and answer; ScistreamError where the bus does not let us."""
+        self._api.start()
+        try:
+            await self._bus.serve(self._api.answer)
+        except BaseException:
+            self._api.stop()
+            raise
+
+    async def close(self) -> None:
+        """Take no new call, let those that came finish, and be gone."""
+        await self._bus.close(_GRACE)
+        self._api.stop()
+
+    def settings_changed(self) -> None:
+        """Tell of the gateway's properties after a reload."""
+        self._api.settings_changed()
+
+    def _busy(self, port: int) -> str:
+        """Why no inbound listener could have the port now: by trying."""
+        address = self._gate.settings.listen_inbound or self._any_address
+        try:
+            probes = sockets.hold([Bind(Endpoint(address, port))], keepalive_idle=60)
+        except PortsBusy as busy:
+            return busy.reason
+        except ScistreamError as problem:
+            return str(problem)
+        for probe in probes:
+            probe.close()
+        return ""
