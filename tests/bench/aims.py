@@ -72,9 +72,10 @@ def _median(results: Results, name: str, streams: int, value: Callable[[Flow], f
 
 def _why_slow(results: Results, streams: int) -> str:
     def medians(name: str) -> tuple[float, float, float, float]:
-        values = (gateways_cpu, lambda flow: flow.ends, lambda flow: flow.busy, lambda flow: flow.foreign)
-        gateways, ends, busy, foreign = (_median(results, name, streams, value) for value in values)
-        return gateways, ends, busy, foreign
+        gateways = _median(results, name, streams, gateways_cpu)
+        rest = _median(results, name, streams, lambda flow: flow.ends + flow.interrupts)
+        busy = _median(results, name, streams, lambda flow: flow.busy)
+        return gateways, rest, busy, _median(results, name, streams, lambda flow: flow.foreign)
 
     ours, our_ends, our_busy, our_foreign = medians(DEFAULT_TYPE)
     theirs, their_ends, their_busy, their_foreign = medians(NULL)
@@ -82,8 +83,9 @@ def _why_slow(results: Results, streams: int) -> str:
     return (
         f"client, server and both gateways share {results.environment['processors']} processors, which were "
         f"{our_busy:.0%} busy, {our_foreign:.0%} with other work (with 1.2: {their_busy:.0%} and {their_foreign:.0%}). "
-        f"A GB took {ours:.2f} CPU seconds in our gateways and {our_ends:.2f} in iperf3's ends, with 1.2 {theirs:.2f} "
-        f"and {their_ends:.2f}; at these costs equal shares of the processors would carry {bound:.2f} times as much."
+        f"A GB took {ours:.2f} CPU seconds in our gateways and {our_ends:.2f} in iperf3 and interrupts, with 1.2 "
+        f"{theirs:.2f} and {their_ends:.2f}; at these costs equal shares of the processors would carry {bound:.2f} times "
+        "as much."
     )
 
 

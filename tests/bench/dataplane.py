@@ -26,14 +26,16 @@ _GB = 1e9
 class Flow:
     """One run of iperf3. CPU seconds are per GB (10^9 bytes) that the server received.
 
-    ``foreign``: the share of all processors that nobody in this run accounts
-    for: other work on the machine, interrupts, time stolen by the host.
+    ``ends``: of iperf3's client and server; ``interrupts``: of the whole
+    machine. ``busy``: the share of all processors that was not idle, ``foreign``
+    that of other work on the machine and of time stolen by the host.
     """
 
     gbit: float
     outbound: dict[str, float]
     inbound: dict[str, float]
     ends: float
+    interrupts: float
     busy: float
     foreign: float
 
@@ -46,19 +48,21 @@ def flow(rig: Rig, chain: Chain, streams: int, seconds: int) -> Flow:
         server = rig.start(argv, undo)
         server.wait_for(lambda: b"Server listening" in server.log.read_bytes(), "iperf3 --server")
         outbound, inbound = proc.usage(chain.outbound), proc.usage(chain.inbound)
-        machine, began = proc.machine_busy(), time.perf_counter()
+        machine, began = proc.machine(), time.perf_counter()
         received, measured = _iperf3(chain, streams, seconds)
         server.wait(_GRACE)
         outbound, inbound = proc.usage(chain.outbound) - outbound, proc.usage(chain.inbound) - inbound
         ends, gigabytes = proc.ended_children() - children, received / _GB
-        busy, all_cpus = proc.machine_busy() - machine, (time.perf_counter() - began) * (os.cpu_count() or 1)
+        machine, all_cpus = proc.machine() - machine, (time.perf_counter() - began) * (os.cpu_count() or 1)
+    ours = ends + outbound.total + inbound.total
     return Flow(
         gbit=received * 8 / _GB / measured,
         outbound=_per_gb(outbound, gigabytes),
         inbound=_per_gb(inbound, gigabytes),
         ends=ends / gigabytes,
-        busy=busy / all_cpus,
-        foreign=max(0.0, busy - ends - outbound.total - inbound.total) / all_cpus,
+        interrupts=machine.interrupts / gigabytes,
+        busy=machine.busy / all_cpus,
+        foreign=max(0.0, machine.busy - machine.interrupts - ours) / all_cpus,
     )
 
 

@@ -33,7 +33,7 @@ Client, both gateways and server run on one machine over loopback and share its 
 those of a whole chain: read ratios, and CPU seconds per GB. All ways were up at the same time and measured in turn,
 {rounds} rounds, each beginning with another one. Figures are medians of the rounds with least and greatest in
 brackets; a ratio or a difference is formed inside of each round. Differences under 15 % are noise. Other work on
-this machine (with interrupts and time that its host took) used {foreign}
+this machine (with time that its host took) used {foreign}
 
 - Each way of ours is a pair of `s2cs` with their default settings, and a tunnel that `s2uc` asked for; both gateways
   are of the same type. TLS 1.3 with mutual authentication is on for all of them.
@@ -41,7 +41,8 @@ this machine (with interrupts and time that its host took) used {foreign}
   `PSKsecrets`, `securityLevel = 0`, `sslVersionMax = TLSv1.2`, `ciphers = eNULL`, `debug = 7`, `foreground`. Its ends
   agreed on {null_cipher}{null_meaning}.
 - Streams are those of iperf3, {flow_seconds} s each; Gb/s is what its server received. CPU seconds are utime and stime
-  of a gateway's data server processes (proc(5)), GB are 10^9 bytes.
+  of a gateway's data server processes (proc(5)), GB are 10^9 bytes. Interrupts are the whole machine's;
+  where the kernel accounts them by themselves, loopback's deliveries are there and in no process.
 - Round trips are {echoes} echoes a round over one connection with TCP_NODELAY. On so few processors p99 is mostly the
   scheduler's.
 

@@ -36,18 +36,27 @@ def aims(found: Sequence[Aim]) -> str:
 def flows(results: Results, streams: int) -> str:
     """Throughput and CPU of every chain at so many streams."""
     rows = [_flow(results, name, streams) for name in (DIRECT, NULL, *TYPES)]
-    head = ("way", "Gb/s", "x 1.2", "CPU-s/GB outbound", "CPU-s/GB inbound", "both x 1.2", "iperf3's ends, CPU-s/GB")
+    cpu = ("outbound", "inbound", "both x 1.2", "iperf3's ends", "interrupts")
+    head = ("way", "Gb/s", "x 1.2", *(f"CPU-s/GB, {part}" for part in cpu))
     return _table(head, rows)
 
 
 def _flow(results: Results, name: str, streams: int) -> list[str]:
     speed = results.over(lambda each: each.flows[name][streams].gbit)
     ends = results.over(lambda each: each.flows[name][streams].ends)
+    interrupts = results.over(lambda each: each.flows[name][streams].interrupts)
     cpu = ["none"] * 3
     if name != DIRECT:
         cpu = [_cpu(results, name, streams, "outbound"), _cpu(results, name, streams, "inbound")]
         cpu.append(cpu_ratio(results, name, streams).show())
-    return [_name(name), speed.show(), ratio(results, name, streams).show(), *cpu, f"{ends.median:.2f}"]
+    return [
+        _name(name),
+        speed.show(),
+        ratio(results, name, streams).show(),
+        *cpu,
+        f"{ends.median:.2f}",
+        f"{interrupts.median:.2f}",
+    ]
 
 
 def _cpu(results: Results, name: str, streams: int, side: str) -> str:

@@ -27,7 +27,7 @@ FACTS = {
 
 def flow(gbit: float, cpu: float) -> Flow:
     half = {"user": cpu / 4, "system": cpu / 4}
-    return Flow(gbit, half, half, ends=0.5, busy=0.95, foreign=0.02)
+    return Flow(gbit, half, half, ends=0.5, interrupts=0.1, busy=0.95, foreign=0.02)
 
 
 def measured(ours: Flow, s2uc: float = 0.3, byte: float = 0.1) -> Results:
