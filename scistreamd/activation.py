@@ -18,6 +18,11 @@ _FIRST_FD = 3
 _FAMILIES = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
 
 
+def started_by_systemd(environment: MutableMapping[str, str]) -> bool:
+    """Whether the system's service manager started this very process (systemd.exec(5), $SYSTEMD_EXEC_PID)."""
+    return environment.get("SYSTEMD_EXEC_PID") == str(os.getpid()) and os.geteuid() == 0
+
+
 def inherited_sockets(environment: MutableMapping[str, str]) -> list[socket.socket]:
     """The listening sockets that systemd passed to this process, in order; none where it passed none.
 

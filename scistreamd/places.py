@@ -17,6 +17,7 @@ def make_places(root: Path, uid: int | None) -> Places:
     """Make the directories below ``root``, which is made too; ``uid`` is the data server's user, None: ours."""
     places = places_below(root)
     root.mkdir(mode=0o711)
+    root.chmod(0o711)  # whatever the umask
     for path, mode in ((places.config, 0o755), (places.secrets, 0o700), (places.scratch, 0o700)):
         Path(path).mkdir(mode=mode)
         Path(path).chmod(mode)

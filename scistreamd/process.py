@@ -17,7 +17,7 @@ import socket
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from scistreamd import programs, sockets
+from scistreamd import capabilities, programs, sockets
 from scistreamd.child import Child
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.interfaces import Bind, DataServer, Places, Program, Told
@@ -54,6 +54,12 @@ class ProcessLauncher:
 
     def missing(self, server: DataServer) -> str:
         """Why this data server cannot run here, or an empty string."""
+        absent = capabilities.lacking() if os.geteuid() == 0 else []
+        if absent:
+            return (
+                f"{server.name} as a child of the daemon needs {', '.join(absent)}, to run as a user of its own; "
+                "docs/configuration.md has the drop-in that gives them"
+            )
         return programs.missing(server, _PATH)
 
     @property

@@ -9,6 +9,7 @@ import signal
 import socket
 import ssl
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from scistreamd import configfile, logs
@@ -21,8 +22,8 @@ from scistreamd.runtime import runtime_directory
 
 # What is read at start and at each reload: the settings, and the control port's certificate.
 Load = Callable[[], tuple[Settings, ssl.SSLContext]]
-# Given the reload that front doors may offer, what this host has.
-Plug = Callable[[Settings, Callable[[], None]], Plugged]
+# Given the reload that front doors may offer: what this host has, until the daemon ends.
+Plug = Callable[[Settings, Callable[[], None]], AbstractAsyncContextManager[Plugged]]
 
 _LONGEST_NAP = 15.0  # seconds between two looks whether there is anything to do
 _log = logging.getLogger("scistreamd.service")
@@ -45,13 +46,17 @@ class Service:
         stop = Stop()
         settings, tls = self._load()
         logs.set_level(settings.log_level)
-        with runtime_directory() as runtime:
-            self._gateway = Gateway(settings, runtime, any_address(), self._plug(settings, self.reload))
-            try:
-                await self._gateway.start(self._listeners, tls)
-                await self._serve(stop)
-            finally:
-                await self._close()
+        async with self._plug(settings, self.reload) as plugged:
+            with runtime_directory() as runtime:
+                await self._run(Gateway(settings, runtime, any_address(), plugged), tls, stop)
+
+    async def _run(self, gateway: Gateway, tls: ssl.SSLContext, stop: Stop) -> None:
+        self._gateway = gateway
+        try:
+            await gateway.start(self._listeners, tls)
+            await self._serve(stop)
+        finally:
+            await self._close()
 
     async def _close(self) -> None:
         self._notifier.stopping("stopping")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import ssl
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,7 @@ def _parser() -> Parser:
         help=f"the configuration, with the drop-ins of FILE.d/ (default: /etc/scistreamd/{_FILE}; it may be missing)",
     )
     parser.add_boolean("--check-config", help="check the configuration, print what results, and exit")
+    parser.add_boolean("--quiet", "-q", help="with --check-config: say what is wrong, and nothing else")
     parser.add_boolean("--version", help="print the version and exit")
     return parser
 
@@ -70,7 +72,8 @@ def _check(options: Namespace) -> int:
     settings = _settings(options)
     if settings.control.certificate is not None:
         _given_tls(settings)
-    print(effective(settings), end="")
+    if not options.quiet:
+        print(effective(settings), end="")
     return 0
 
 
@@ -82,14 +85,14 @@ def _serve(options: Namespace) -> int:
 
     logs.set_up()
     daemon.harden_process()
-    state = _directory("STATE_DIRECTORY", "/var/lib/scistreamd")
     with contextlib.ExitStack() as undo:
         notifier = Notifier(os.environ)
         undo.callback(notifier.close)
         try:
-            listeners = [undo.enter_context(each) for each in inherited_sockets(os.environ)]
+            listeners = inherited_sockets(os.environ)
+            undo.callback(_turn_away, listeners)
             _refuse_nothing_to_serve(listeners)
-            service = Service(lambda: _load(options, state), listeners, notifier, _plug)
+            service = Service(lambda: _load(options), listeners, notifier, _plug)
             return daemon.run_to_its_end(service.run())
         except ScistreamError as error:
             logging.getLogger("scistreamd.service").error("%s", error)
@@ -97,18 +100,40 @@ def _serve(options: Namespace) -> int:
             return error.code.exit_status
 
 
-def _plug(settings: Settings, reload: Callable[[], None]) -> Plugged:
+@contextlib.asynccontextmanager
+async def _plug(settings: Settings, reload: Callable[[], None]) -> AsyncIterator[Plugged]:
     """What this host has beyond the parts of every gateway: the one place to plug it in.
 
-    Here go ``launcher`` (tunnels as units of systemd) with ``store``, and
-    ``doors`` (D-Bus, which offers ``reload``) with ``authority`` (polkit).
+    Here go ``doors`` (D-Bus, which offers ``reload``) with ``authority`` (polkit).
     """
+    from scistreamd.activation import started_by_systemd
     from scistreamd.daemon import Plugged
 
-    return Plugged()
+    if not started_by_systemd(os.environ):
+        logging.getLogger("scistreamd.service").warning(
+            "not started by systemd as a service of this host: data servers are children, and end with the daemon"
+        )
+        yield Plugged()
+        return
+    from scistreamd.store import FileStore
+    from scistreamd.systemd1 import Systemd1
+    from scistreamd.systemd_launcher import SystemdLauncher
+
+    systemd = Systemd1()
+    await systemd.open()
+    try:
+        launcher = SystemdLauncher(
+            systemd,
+            _directory("RUNTIME_DIRECTORY", "/run/scistreamd"),
+            keepalive_idle=settings.tuning.keepalive_idle_seconds,
+            reserved_seconds=max(600, settings.times.hello + settings.times.update + 60),
+        )
+        yield Plugged(launcher=launcher, store=FileStore(_state() / "tunnels"))
+    finally:
+        await systemd.close()
 
 
-def _load(options: Namespace, state: Path) -> tuple[Settings, ssl.SSLContext]:
+def _load(options: Namespace) -> tuple[Settings, ssl.SSLContext]:
     """The settings and the control port's TLS, as the files are now; ScistreamError where something is wrong."""
     from scistreamd.control.tls import server_context
     from scistreamd.controlcert import ensure
@@ -116,7 +141,7 @@ def _load(options: Namespace, state: Path) -> tuple[Settings, ssl.SSLContext]:
     settings = _settings(options)
     if settings.control.certificate is not None:
         return settings, _given_tls(settings)
-    return settings, server_context(*ensure(state / "control"))
+    return settings, server_context(*ensure(_state() / "control"))
 
 
 def _given_tls(settings: Settings) -> ssl.SSLContext:
@@ -133,6 +158,23 @@ def _refuse_nothing_to_serve(listeners: Sequence[object]) -> None:
             "systemd passed no socket for the control port",
             "systemctl start scistreamd.socket; to run a control server by hand, use s2cs",
         )
+
+
+def _turn_away(listeners: Sequence[socket.socket]) -> None:
+    """Close the sockets, and of those that the server never got the callers in wait.
+
+    Else systemd would start a daemon that cannot start again and again, as long as one of them waits.
+    """
+    for listener in listeners:
+        # BlockingIOError: no more of them; EBADF: the server closed it.
+        with contextlib.suppress(OSError), listener:
+            listener.setblocking(False)
+            while True:
+                listener.accept()[0].close()
+
+
+def _state() -> Path:
+    return _directory("STATE_DIRECTORY", "/var/lib/scistreamd")
 
 
 def _directory(variable: str, default: str) -> Path:

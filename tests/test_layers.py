@@ -17,7 +17,7 @@ CORE = {
 }  # fmt: skip
 ADAPTERS = {
     "child", "process", "places", "readiness", "sockets", "network", "keys", "runtime", "logs", "spawn",
-    "activation", "configread", "controlcert",
+    "activation", "capabilities", "configread", "controlcert",
     "store", "journal", "programs", "systemd1", "systemd_held", "systemd_launcher",
     "bus", "bus_wire", "polkit",
 }  # fmt: skip
