@@ -33,9 +33,11 @@ config = open(sys.argv[1]).read()
 def reload(*_):
     global config
     config = open(sys.argv[1]).read()
-    print("ready", config, flush=True)
+    say_ready()
+def say_ready():  # not print(): a signal may come in the middle of it
+    os.write(1, f"ready {config}\n".encode())
 signal.signal(signal.SIGHUP, reload)
-print("ready", config, flush=True)
+say_ready()
 while True:
     connection, _ = listener.accept()
     if config == "die":
