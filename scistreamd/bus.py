@@ -21,7 +21,19 @@ from dbus_next import DBusError, Message, MessageFlag, MessageType, NameFlag, Re
 
 from scistreamd import names
 from scistreamd.bus_messages import Answers, Call, CallError, Reply, Signal, User
-from scistreamd.bus_wire import Connection, call_of, close_socket, end_of, from_wire, hang_up, reply_to, send, to_wire
+from scistreamd.bus_wire import (
+    LONGEST_MESSAGE,
+    Connection,
+    call_of,
+    close_socket,
+    end_of,
+    from_wire,
+    hang_up,
+    reply_to,
+    send,
+    to_wire,
+    too_long,
+)
 from scistreamd.errors import Code, ScistreamError
 
 _DAEMON = "org.freedesktop.DBus"
@@ -210,15 +222,22 @@ class Bus:
         if connection is None:
             return True
         call = call_of(message)
-        if self._of_sender[call.sender] >= _CALLS_PER_SENDER:
-            too_many = CallError(names.LIMITS_EXCEEDED, f"{_CALLS_PER_SENDER} of your calls are under way")
-            reply_to(connection, message, too_many)
+        if problem := self._excess(message, call):
+            reply_to(connection, message, CallError(names.LIMITS_EXCEEDED, problem))
             return True
         self._of_sender[call.sender] += 1
         task = asyncio.create_task(self._handle(connection, message, call))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return True
+
+    def _excess(self, message: Message, call: Call) -> str:
+        """What of it is more than one caller may ask for, or an empty string."""
+        if too_long(message):
+            return f"the message is longer than {LONGEST_MESSAGE} bytes"
+        if self._of_sender[call.sender] >= _CALLS_PER_SENDER:
+            return f"{_CALLS_PER_SENDER} of your calls are under way"
+        return ""
 
     async def _handle(self, connection: Connection, message: Message, call: Call) -> None:
         try:

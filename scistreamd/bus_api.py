@@ -23,6 +23,7 @@ from scistreamd.model import Caller, Change, Options, Role, Target, TunnelView, 
 
 FRONT_DOOR = "D-Bus"
 _PROBES_AT_ONCE = 200
+_MOST_PORTS = 4096
 
 
 class Tunnels(Protocol):
@@ -223,6 +224,8 @@ class BusApi:
     async def _check_ports(self, call: Call, trail: Trail) -> tuple[Any, ...]:
         taken = {each.port: view.id for view in self._tunnels.tunnels() for each in view.listeners}
         ports = call.body[0] or list(self._host.settings().port_range)
+        if len(call.body[0]) > _MOST_PORTS:
+            raise invalid("ports", f"{len(ports)} entries, at most {_MOST_PORTS} are taken")
         answers = []
         for index, port in enumerate(ports):
             if index % _PROBES_AT_ONCE == _PROBES_AT_ONCE - 1:

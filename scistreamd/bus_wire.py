@@ -5,14 +5,46 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from dbus_next import BusType, Message, MessageFlag, Variant
+from dbus_next import BusType, Message, MessageFlag, SignatureType, Variant
+from dbus_next._private.unmarshaller import Unmarshaller
 from dbus_next.aio import MessageBus
 
 from scistreamd.bus_messages import Call, CallError, Reply, Typed
 
+LONGEST_MESSAGE = 512 * 1024  # bytes; a thousand targets with the longest names are half of it
+
+
+class _Reader(Unmarshaller):
+    """dbus-next's reader, which leaves the body of a long message unread: its arguments are None then.
+
+    The bus lets every user send 32 MiB, and Python takes seconds to unpack
+    that, in which nobody else would be served. Remove it with dbus-next.
+    """
+
+    _depth = 0
+    _arguments = 0
+
+    def unmarshall(self) -> Message | None:
+        """The next message, or None while it is not complete."""
+        self._arguments = 0
+        message: Message | None = super().unmarshall()  # type: ignore[no-untyped-call]  # dbus-next has it untyped
+        return message
+
+    def read_argument(self, type_: SignatureType) -> Any:
+        """One value; the first one of all is the header's array of fields."""
+        if self._depth == 0:
+            self._arguments += 1
+            if self._arguments > 1 and len(self.buf) > LONGEST_MESSAGE:
+                return None
+        self._depth += 1
+        try:
+            return super().read_argument(type_)  # type: ignore[no-untyped-call]  # as above
+        finally:
+            self._depth -= 1
+
 
 class Connection(MessageBus):
-    """dbus-next's connection, whose socket is closed where there is nobody to connect to."""
+    """dbus-next's connection; long messages are not unpacked, and a socket that finds no bus is closed."""
 
     def __init__(self, address: str | None) -> None:
         """``address`` None: the system bus. OSError where it is not there, ValueError where it is no address."""
@@ -22,6 +54,9 @@ class Connection(MessageBus):
             self._stream.close()
             self._sock.close()
             raise
+
+    def _create_unmarshaller(self) -> Unmarshaller:
+        return _Reader(self._stream)  # type: ignore[no-untyped-call]  # as above
 
 
 def call_of(message: Message) -> Call:
@@ -35,6 +70,11 @@ def call_of(message: Message) -> Call:
         [from_wire(value) for value in message.body],
         bool(message.flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION),
     )
+
+
+def too_long(message: Message) -> bool:
+    """Whether the message was too long to be read."""
+    return None in message.body
 
 
 def reply_to(connection: MessageBus, message: Message, outcome: Reply | CallError) -> None:

@@ -413,6 +413,15 @@ async def test_one_caller_cannot_have_calls_without_end(scene: Door, client: Cli
     assert await client.manager("GetTunnel", "s", next(iter(scene.tunnels.views)))
 
 
+async def test_a_message_that_takes_long_to_read_is_not_read(scene: Door, client: Client) -> None:
+    with pytest.raises(Refused) as caught:
+        await inbound(client, *["x" * 60] * 10_000)
+    assert caught.value.name == names.LIMITS_EXCEEDED
+    longest = [("x" * 60 + ".") * 4 + "example:65535"] * 1000
+    assert await client.tunnel((await inbound(client))[1], "Update", "asa{sv}", longest, {}) == []
+    await refusal(client.manager("CheckPorts", "aq", [5100] * 5000), Code.INVALID_ARGUMENT)
+
+
 async def test_no_reply_where_none_is_wanted(scene: Door, client: Client) -> None:
     message = Message(
         names.SERVICE, names.ROOT, names.MANAGER, "Reload", flags=MessageFlag.NO_REPLY_EXPECTED,
