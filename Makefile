@@ -1,10 +1,11 @@
 # The two commands of a newcomer are `make demo` and `make test`; README.md tells more.
-.PHONY: help setup test demo bench lint clean
+.PHONY: help setup test demo bench lint lab lab-shell lab-down clean
 
 help:
 	@echo 'make demo   two gateways on loopback, a real stream through an encrypted tunnel'
 	@echo 'make test   all tests; installs what it needs (Debian packages by apt, the rest into .venv)'
 	@echo 'make bench  the benchmarks; writes docs/PERFORMANCE.md'
+	@echo 'make lab    four hosts with systemd, to play the tutorial in; make lab-shell HOST=producer, make lab-down'
 	@echo 'make lint   ruff and mypy'
 	@echo 'make clean  removes what the others made in this tree'
 
@@ -19,6 +20,18 @@ demo: setup
 
 bench: setup
 	.venv/bin/python -m tests.bench
+
+# As root, which sudo makes of a user; -B leaves no files of root's in the tree.
+as_root = $$(test "$$(id -u)" = 0 || echo sudo)
+
+lab: setup
+	@$(as_root) .venv/bin/python -B -m tests.system up
+
+lab-shell: setup
+	@$(as_root) .venv/bin/python -B -m tests.system shell $${HOST:?say which: make lab-shell HOST=producer}
+
+lab-down: setup
+	@$(as_root) .venv/bin/python -B -m tests.system down
 
 lint: setup
 	.venv/bin/ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import tempfile
@@ -33,6 +34,24 @@ def children(pid: int) -> list[int]:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             found += map(int, listed.read_text().split())
     return found
+
+
+def bury_adopted() -> None:
+    """Wait for the dead of hosts that became our children when a nsenter was killed, as a subreaper's do.
+
+    A host cannot end before. Children that we made ourselves are in our own PID namespace, and left alone.
+    """
+    depth = _depth(os.getpid())
+    for child in children(os.getpid()):
+        if _depth(child) > depth:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(child, os.WNOHANG)
+
+
+def _depth(pid: int) -> int:
+    """In how many PID namespaces the process has a number; 0 where it is gone."""
+    found = re.search(r"^NSpid:(.*)$", _of(pid, "status"), re.MULTILINE)
+    return len(found[1].split()) if found else 0
 
 
 def _of(pid: int, what: str) -> str:

@@ -17,14 +17,17 @@ It writes ``say TEXT`` while it works, then ``ready`` or ``failed TEXT`` (as a J
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
+import re
 import selectors
 import shutil
 import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -32,11 +35,12 @@ from typing import NoReturn
 from tests.system import cgroups, wires
 from tests.system.base import base_tree
 from tests.system.project import project_layers
-from tests.system.tools import LabError, call
+from tests.system.tools import LabError, call, lock
 from tests.system.trees import Trees, home, mount_overlay
 
 _REBOOT = 133  # systemd-nspawn(1), exit status
 _POLL_SECONDS = 0.3
+_POLL_END_SECONDS = 0.02
 _HOST_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "TERM": "dumb"}
 
 
@@ -150,27 +154,42 @@ class Keeper:
         """End every process of the lab, then remove what the kernel would leave."""
         try:
             self._starting.acquire()  # for good: no host starts any more
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(-1, signal.SIGKILL)
-            self._reap()
+            while _others_live():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(-1, signal.SIGKILL)
+                time.sleep(_POLL_END_SECONDS)
             hosts = self._hosts_directory()
             if hosts.is_mount():
                 call(["umount", "--lazy", hosts])
             cgroups.remove(self._group)
-            shutil.rmtree(self._directory)
+            self._remove_directory()
         except BaseException:
             sys.excepthook(*sys.exc_info())
             sys.stderr.flush()
             os._exit(1)
         os._exit(0)
 
-    def _reap(self) -> None:
-        """Wait for the children, among them all that lost their parents."""
-        while True:
-            try:
-                os.waitpid(-1, 0)
-            except ChildProcessError:
-                return
+    def _remove_directory(self) -> None:
+        """All of it at once for those who look, and alone, for a start of another lab removes such leftovers too."""
+        alone = lock(self._directory.parent / ".lock", fcntl.LOCK_EX)
+        assert alone is not None
+        with alone:
+            hidden = self._directory.with_name(f".{self._directory.name}")
+            self._directory.rename(hidden)
+            shutil.rmtree(hidden)
+
+
+def _others_live() -> bool:
+    """Whether any other process of this PID namespace lives.
+
+    The dead are not buried here: the building thread would miss the status of a program that was killed, take it
+    for a success, and keep a half tree.
+    """
+    for status in Path("/proc").glob("[0-9]*/status"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if status.parent.name != "1" and not re.search(r"^State:\s[ZX]", status.read_text(), re.MULTILINE):
+                return True
+    return False
 
 
 def _leave_to_the_loop(number: int, frame: FrameType | None) -> None:

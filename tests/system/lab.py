@@ -13,9 +13,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 from tests.system import cgroups, wires
-from tests.system.host import Host, children
+from tests.system.host import Host, bury_adopted, children
 from tests.system.keeper import group
 from tests.system.tools import LabError, lock
 from tests.system.trees import home
@@ -59,7 +60,8 @@ class Lab:
     def attach(cls, name: str) -> Lab | None:
         """The lab of that name that another process made, if it is up."""
         directory = _labs() / name
-        return cls(name, int((directory / "pid").read_text())) if _alive(directory) else None
+        with _alone():
+            return cls(name, int((directory / "pid").read_text())) if _alive(directory) else None
 
     def __enter__(self) -> Lab:
         return self
@@ -83,7 +85,7 @@ class Lab:
         if self._keeper is not None and self._keeper.stdin is not None and self._keeper.stdout is not None:
             with contextlib.suppress(BrokenPipeError):
                 self._keeper.stdin.close()
-            self._keeper.wait(_SECONDS)
+            self._wait_ended(self._keeper)
             self._keeper.stdout.close()
         else:
             for keeper in children(self._unshare):
@@ -93,9 +95,17 @@ class Lab:
         if self._directory.exists():
             raise LabError(f"the lab {self.name} did not end well\n{self._log()}")
 
+    def _wait_ended(self, keeper: subprocess.Popen[str]) -> None:
+        deadline = time.monotonic() + _SECONDS
+        while keeper.poll() is None:
+            if time.monotonic() > deadline:
+                raise LabError(f"the lab {self.name} does not end\n{self._log()}")
+            bury_adopted()
+            time.sleep(_POLL)
+
     def _wait_dead(self) -> None:
         deadline = time.monotonic() + _SECONDS
-        while _alive(self._directory):
+        while children(self._unshare) or _alive(self._directory):
             if time.monotonic() > deadline:
                 raise LabError(f"the lab {self.name} does not end\n{self._log()}")
             time.sleep(_POLL)
@@ -127,22 +137,29 @@ def _labs() -> Path:
     return home() / "labs"
 
 
+def _alone() -> IO[bytes]:
+    """Whoever holds this sees labs wholly there or not at all."""
+    _labs().mkdir(parents=True, exist_ok=True)
+    held = lock(_labs() / ".lock", fcntl.LOCK_EX)
+    assert held is not None
+    return held
+
+
 def _alive(directory: Path) -> bool:
     """Whether the keeper of the lab, or the unshare around it, holds its lock."""
-    if not (directory / "lock").exists():
+    try:
+        # Not made here, or it would turn up in a directory that its keeper is removing.
+        with (directory / "lock").open("rb") as held:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
         return False
-    held = lock(directory / "lock", fcntl.LOCK_EX | fcntl.LOCK_NB)
-    if held is None:
+    except BlockingIOError:
         return True
-    held.close()
     return False
 
 
 def _start_keeper(name: str) -> subprocess.Popen[str]:
-    _labs().mkdir(parents=True, exist_ok=True)
-    alone = lock(_labs() / ".lock", fcntl.LOCK_EX)
-    assert alone is not None
-    with alone:
+    with _alone():
         _sweep()
         directory = _labs() / name
         if directory.exists():

@@ -18,7 +18,8 @@ from tests.system.tools import LabError, call
 from tests.system.trees import Trees, digest, mount_overlay
 
 ROOT = Path(__file__).parent.parent.parent
-_FILES = ("pyproject.toml", "README.md", "LICENSE")
+# No part of what is installed; the tree's hidden files are none either.
+_NOT_SOURCES = {"tests", "docs", "build", "dist"}
 _ENVIRONMENT = """
 set -eu
 python3 -m venv /opt/scistream
@@ -67,18 +68,31 @@ def _check_python(base: Path) -> None:
 
 
 def _sources() -> Iterator[str | bytes]:
-    for file in [*(ROOT / name for name in _FILES), *sorted((ROOT / "scistreamd").rglob("*"))]:
-        if file.is_file() and "__pycache__" not in file.parts:
-            yield str(file.relative_to(ROOT))
-            yield file.read_bytes()
+    for top in _tops():
+        for file in sorted(top.rglob("*")) if top.is_dir() else [top]:
+            if file.is_file() and "__pycache__" not in file.parts:
+                yield str(file.relative_to(ROOT))
+                yield file.read_bytes()
+
+
+def _tops() -> list[Path]:
+    """The files and directories of the repository's top that a wheel may be made from."""
+    return [
+        path
+        for path in sorted(ROOT.iterdir())
+        if path.name not in _NOT_SOURCES and path.suffix != ".egg-info" and not path.name.startswith(".")
+    ]
 
 
 def _wheel(directory: Path) -> Path:
     """The directory with this tree's wheel, built from a copy: setuptools leaves traces where it builds."""
     copy, wheels = directory / "source", directory / "wheels"
-    shutil.copytree(ROOT / "scistreamd", copy / "scistreamd", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in _FILES:
-        shutil.copy(ROOT / name, copy)
+    for top in _tops():
+        if top.is_dir():
+            shutil.copytree(top, copy / top.name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            copy.mkdir(exist_ok=True)
+            shutil.copy(top, copy)
     _pip("wheel", "--no-deps", "--wheel-dir", wheels, copy)
     return wheels
 
