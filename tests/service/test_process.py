@@ -35,7 +35,7 @@ def reload(*_):
     config = open(sys.argv[1]).read()
     say_ready()
 def say_ready():  # not print(): a signal may come in the middle of it
-    os.write(1, f"ready {config}\n".encode())
+    os.write(1, f"ready {config}\\n".encode())
 signal.signal(signal.SIGHUP, reload)
 say_ready()
 while True:
