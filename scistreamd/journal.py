@@ -12,7 +12,7 @@ from scistreamd import programs
 from scistreamd.child import Child, Watch
 from scistreamd.errors import BugError, Code, ScistreamError
 
-_LAST_LINES = 3
+_LAST_LINES = 5
 _ENVIRONMENT = {"PATH": programs.PATH, "LANG": "C.UTF-8"}
 
 
@@ -28,7 +28,8 @@ class Journal:
     def watch(self, text: str) -> Watch:
         """Count lines that hold ``text``, those before this call included, until `unwatch`."""
         if self._follower is None:
-            self._follower = _journalctl("--follow", "--no-tail", *self._query)
+            # --merge: else it follows the current boot alone, whose id a daemon with ProcSubset=pid cannot see.
+            self._follower = _journalctl("--follow", "--no-tail", "--merge", *self._query)
         elif self._follower.lines:
             raise BugError("all texts are watched before any line comes")
         return self._follower.watch(text)
@@ -38,13 +39,20 @@ class Journal:
         if self._follower:
             self._follower.unwatch(watch)
 
+    def check(self) -> None:
+        """Raise FAILED_PRECONDITION where lines that are waited for cannot be read any more."""
+        if self._follower and not self._follower.running:
+            said = " | ".join(self._follower.lines)
+            raise ScistreamError(Code.FAILED_PRECONDITION, f"journalctl, which reads the journal, ended: {said}")
+
     async def last(self) -> list[str]:
         """The last few lines."""
         # What a process wrote before it ended may not be in the journal yet.
         await _journalctl("--sync").wait()
-        reader = _journalctl(f"--lines={_LAST_LINES}", *self._query)
+        # Without --reverse it would be the first lines since then.
+        reader = _journalctl("--reverse", f"--lines={_LAST_LINES}", *self._query)
         await reader.wait()
-        return list(reader.lines)[-_LAST_LINES:]
+        return list(reader.lines)[::-1]
 
     async def close(self) -> None:
         """Read no more."""

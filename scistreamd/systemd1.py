@@ -114,6 +114,8 @@ class Systemd1:
         if self._keeper:
             self._keeper.cancel()
             await asyncio.wait([self._keeper])
+        if self._bus:  # the task had not begun
+            self._lost(self._bus)
 
     # Units
 

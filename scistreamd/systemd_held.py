@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from scistreamd import units
 from scistreamd.errors import Code, ScistreamError
-from scistreamd.interfaces import Bind, Places, Program, Told
+from scistreamd.interfaces import Bind, Places, Program, SocketSays, Told
 from scistreamd.journal import Journal
 from scistreamd.places import write_file
 from scistreamd.readiness import Words
@@ -97,14 +97,12 @@ class SystemdHeld:
     async def serve(self, program: Program, secrets: Mapping[str, bytes]) -> None:
         """See `interfaces.Held.serve`."""
         self._check_open()
-        if self._program and await self._is_running():
-            await self._retarget(program, self._program)
-            return
-        async with self._launcher.starting:
-            self._check_open()
-            for name in units.SECRET_FILES:  # systemd does not start a service that lacks one
-                write_file(Path(self._host.secrets) / name, secrets.get(name, b""), 0o600, None)
-            await self._start(program)
+        if not (self._program and await self._is_running() and await self._retarget(program, self._program)):
+            async with self._launcher.starting:
+                self._check_open()
+                for name, content in secrets.items():
+                    write_file(Path(self._host.secrets) / name, content, 0o600, None)
+                await self._start(program)
         self._program = program
         if self._timer == 0:
             self._ends_at = None
@@ -115,7 +113,7 @@ class SystemdHeld:
         return self._names.service in states and states[self._names.service].sub == "running"
 
     async def _start(self, program: Program) -> None:
-        """Have the service run it; when that fails it waits as before."""
+        """Have the service run it; when that fails it runs what it ran before, or waits as before."""
         journal = Journal(self._names.service)
         try:
             with Words(journal, program) as words:
@@ -125,30 +123,36 @@ class SystemdHeld:
                 self._down.clear()
                 await self._ready(journal, words)
         except BaseException as problem:
-            await self._park()
+            await self._restart_with(self._program)
             if isinstance(problem, JobError):
                 raise await self._refused(journal, f"could not be started ({problem.result})") from problem
             raise
         finally:
             await journal.close()
 
-    async def _retarget(self, program: Program, before: Program) -> None:
+    async def _retarget(self, program: Program, before: Program) -> bool:
+        """Have the running data server take another configuration; False where it ended meanwhile."""
+        self._down.clear()
         journal = Journal(self._names.service)
         try:
+            if isinstance(before.ready, SocketSays):
+                # One that was just started again does not take signals yet, or dies of them.
+                with Words(journal, before) as words:
+                    await self._ready(journal, words)
             with Words(journal, program, before) as words:
                 self._write(program)
-                self._down.clear()
                 await self._systemd.kill_main(self._names.service, program.reload_signal)
                 await self._ready(journal, words)
         except BaseException as problem:
             # What runs on is the configuration before: a restart must find that one.
             self._write(before)
-            if isinstance(problem, UnitError):
-                raise await self._refused(journal, "ended meanwhile") from problem
+            ended = isinstance(problem, UnitError) or (isinstance(problem, ScistreamError) and self._down.is_set())
+            if ended and not self._ended:
+                return False
             raise
         finally:
             await journal.close()
-        self._program = program
+        return True
 
     async def _ready(self, journal: Journal, words: Words) -> None:
         """Return when the data server says that it accepts, by the configuration that ``words`` is about."""
@@ -156,6 +160,7 @@ class SystemdHeld:
         deadline = asyncio.get_running_loop().time() + seconds
         while not await words.say_ready():
             self._check_open()
+            journal.check()
             if self._down.is_set():
                 raise await self._refused(journal, "ended at start")
             if words.say_rejected:
@@ -173,9 +178,12 @@ class SystemdHeld:
         """From its next start on the service waits."""
         Path(self._host.environment).unlink(missing_ok=True)
 
-    async def _park(self) -> None:
-        """Have the service wait instead of run: its port stays held."""
-        self._unwrite()
+    async def _restart_with(self, program: Program | None) -> None:
+        """Have the service run this, or wait: its port stays held."""
+        if program:
+            self._write(program)
+        else:
+            self._unwrite()
         if not (self._closing or self._ended):
             with contextlib.suppress(JobError, UnitError):  # somebody stopped it, which ends the tunnel
                 await self._systemd.restart(self._names.service)
@@ -271,7 +279,7 @@ class SystemdHeld:
         """A crash loop: end it, and keep the port until the tunnel is released."""
         journal = Journal(self._names.service, _STEADY_SECONDS)
         problem = await self._refused(journal, f"ended {self._in_a_row} times in a row")
-        await self._park()
+        await self._restart_with(None)
         if not (self._closing or self._ended):
             self._told.failed(problem.message)
 

@@ -124,6 +124,8 @@ class SystemdLauncher:
         for path, mode in ((root, 0o700), (root / "secrets", 0o700), (root / "config", 0o755)):
             path.mkdir(mode=mode, exist_ok=True)
             path.chmod(mode)
+        for name in units.SECRET_FILES:  # empty until `serve`: systemd does not start a service that lacks one
+            (root / "secrets" / name).touch(0o600)
 
     def remove_files(self, tunnel_id: str) -> None:
         """Remove all files of a tunnel, its keys among them."""

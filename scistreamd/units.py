@@ -206,6 +206,7 @@ def _service(names: Names, places: Places, host: HostPlaces, limits: Limits) -> 
         Property("MemoryMax", "t", limits.memory_bytes),
         Property("TasksMax", "t", limits.tasks),
         Property("LimitNOFILE", "t", limits.files),
+        Property("SyslogIdentifier", "s", f"scistream-{names.tunnel_id}"),
         Property("LogExtraFields", "aay", [f"TUNNEL_ID={names.tunnel_id}".encode()]),
     )
 

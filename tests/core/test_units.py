@@ -100,6 +100,7 @@ SERVICE = {
     "MemoryMax": ("t", 1073741824),
     "TasksMax": ("t", 4200),
     "LimitNOFILE": ("t", 65536),
+    "SyslogIdentifier": ("s", "scistream-0123456789ab"),
     "LogExtraFields": ("aay", [b"TUNNEL_ID=0123456789ab"]),
 }  # fmt: skip
 TIMER = {
