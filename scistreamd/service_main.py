@@ -102,12 +102,9 @@ def _serve(options: Namespace) -> int:
 
 @contextlib.asynccontextmanager
 async def _plug(settings: Settings, reload: Callable[[], None]) -> AsyncIterator[Plugged]:
-    """What this host has beyond the parts of every gateway: the one place to plug it in.
-
-    Here go ``doors`` (D-Bus, which offers ``reload``) with ``authority`` (polkit).
-    """
+    """What this host has beyond the parts of every gateway: the one place to plug it in."""
     from scistreamd.activation import started_by_systemd
-    from scistreamd.daemon import Plugged
+    from scistreamd.daemon import Plugged, any_address
 
     if not started_by_systemd(os.environ):
         logging.getLogger("scistreamd.service").warning(
@@ -115,11 +112,14 @@ async def _plug(settings: Settings, reload: Callable[[], None]) -> AsyncIterator
         )
         yield Plugged()
         return
+    from scistreamd.bus import Bus
+    from scistreamd.bus_door import BusDoor
+    from scistreamd.polkit import Polkit
     from scistreamd.store import FileStore
     from scistreamd.systemd1 import Systemd1
     from scistreamd.systemd_launcher import SystemdLauncher
 
-    systemd = Systemd1()
+    systemd, bus = Systemd1(), Bus()
     await systemd.open()
     try:
         launcher = SystemdLauncher(
@@ -128,7 +128,12 @@ async def _plug(settings: Settings, reload: Callable[[], None]) -> AsyncIterator
             keepalive_idle=settings.tuning.keepalive_idle_seconds,
             reserved_seconds=max(600, settings.times.hello + settings.times.update + 60),
         )
-        yield Plugged(launcher=launcher, store=FileStore(_state() / "tunnels"))
+        yield Plugged(
+            launcher=launcher,
+            store=FileStore(_state() / "tunnels"),
+            authority=Polkit(bus),
+            doors=[lambda manager, gate: BusDoor(bus, manager, gate, reload, any_address())],
+        )
     finally:
         await systemd.close()
 

@@ -15,6 +15,12 @@ pytestmark = pytest.mark.timeout(600)  # the first lab of a machine builds the b
 
 UNITS = Path(__file__).parent.parent.parent / "systemd"
 _ETC = "/etc/systemd/system"
+_NAME = "org.scistream.scistreamd1"
+_BUS = {
+    f"{_NAME}.conf": f"/etc/dbus-1/system.d/{_NAME}.conf",
+    f"{_NAME}.service": f"/usr/share/dbus-1/system-services/{_NAME}.service",
+    f"{_NAME}.policy": f"/usr/share/polkit-1/actions/{_NAME}.policy",
+}
 _CONFIG = "/etc/scistreamd/scistreamd.toml"
 _CERTIFICATE = "/var/lib/scistreamd/control/server.crt"
 _OPEN = 'require_auth = false\nport_range = "5100-5109"\n'
@@ -29,8 +35,11 @@ def gateway(lab: Lab) -> Iterator[Host]:
     names = [unit.name for unit in UNITS.iterdir() if unit.suffix != ".conf"]
     for name in names:
         host.write(f"{_ETC}/{name}", (UNITS / name).read_text())
+    for name, place in _BUS.items():
+        host.write(place, (UNITS.parent / "dbus" / name).read_text())
     host.run(["mkdir", "-p", "/etc/scistreamd"])
     host.run(["systemctl", "daemon-reload"])
+    host.run(["systemctl", "reload", "dbus"])
     host.run(["systemctl", "start", "scistreamd.socket"])
     try:
         yield host
@@ -40,7 +49,7 @@ def gateway(lab: Lab) -> Iterator[Host]:
         host.run(
             ["rm", "-rf", "/etc/scistreamd", "/var/lib/scistreamd", "/run/scistreamd", f"{_ETC}/scistreamd.service.d"]
         )
-        host.run(["rm", "-f", *(f"{_ETC}/{name}" for name in names)])
+        host.run(["rm", "-f", *(f"{_ETC}/{name}" for name in names), *_BUS.values()])
         host.run(["systemctl", "daemon-reload"])
     assert host.state() == "running"
 
@@ -87,6 +96,22 @@ def test_the_first_connection_starts_it_and_the_status_tells(gateway: Host) -> N
     release(gateway)
     gateway.wait_until(lambda: shown(gateway, "StatusText") == "0 tunnels, 101 ports free", "told of its end")
     assert gateway.run(["ls", "/var/lib/scistreamd/tunnels"]).stdout == ""
+
+
+def test_a_call_on_the_bus_starts_it_and_reload_answers_with_what_is_wrong(gateway: Host) -> None:
+    manager = [_NAME, "/org/scistream/scistreamd1", f"{_NAME}.Manager"]
+    assert shown(gateway, "ActiveState") == "inactive"
+    assert gateway.run(["busctl", "get-property", *manager, "FreePorts"]).stdout == "u 101\n"
+    assert shown(gateway, "ActiveState") == "active"
+    assert shown(gateway, "ActiveState", "scistreamd.socket") == "active"
+    gateway.write(_CONFIG, _OPEN)
+    gateway.run(["busctl", "call", *manager, "Reload"])
+    assert gateway.run(["busctl", "get-property", *manager, "FreePorts"]).stdout == "u 10\n"
+    assert shown(gateway, "StatusText") == "0 tunnels, 10 ports free"
+    gateway.write(_CONFIG, "prot_range = 5\n")
+    refused = gateway.run(["busctl", "call", *manager, "Reload"], check=False)
+    assert "prot_range: no such key" in refused.stderr
+    assert gateway.run(["busctl", "get-property", *manager, "FreePorts"]).stdout == "u 10\n"
 
 
 def test_the_sandbox(gateway: Host) -> None:
