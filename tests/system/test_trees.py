@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.test_lab import descendants
+from tests.system.test_lab_ends import descendants
 from tests.system.trees import Trees, digest
 
 ROOT = Path(__file__).parent.parent.parent
