@@ -84,8 +84,8 @@ def _why_slow(results: Results, streams: int) -> str:
         f"client, server and both gateways share {results.environment['processors']} processors, which were "
         f"{our_busy:.0%} busy, {our_foreign:.0%} with other work (with 1.2: {their_busy:.0%} and {their_foreign:.0%}). "
         f"A GB took {ours:.2f} CPU seconds in our gateways and {our_ends:.2f} in iperf3 and interrupts, with 1.2 "
-        f"{theirs:.2f} and {their_ends:.2f}; at these costs equal shares of the processors would carry {bound:.2f} times "
-        "as much."
+        f"{theirs:.2f} and {their_ends:.2f}; at these costs equal shares of the processors would carry {bound:.2f} "
+        "times as much."
     )
 
 
