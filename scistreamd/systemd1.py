@@ -13,58 +13,44 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dbus_next import BusType, Message, MessageType, Variant
+from dbus_next import BusType, Message, MessageType
 from dbus_next.aio import MessageBus
 
 from scistreamd.errors import Code, ScistreamError
-from scistreamd.units import Property, Unit
+from scistreamd.systemd_wire import (
+    CALL_SECONDS,
+    DBUS,
+    MANAGER,
+    NAME,
+    PROPERTIES,
+    Disconnected,
+    JobError,
+    Method,
+    UnitError,
+    ask,
+    disconnect,
+    manager,
+    unit_path,
+    variants,
+)
+from scistreamd.units import Unit
 
-_NAME = "org.freedesktop.systemd1"
-_ROOT = "/org/freedesktop/systemd1"
-_MANAGER = f"{_NAME}.Manager"
-_UNIT = f"{_NAME}.Unit"
-_SERVICE = f"{_NAME}.Service"
-_DBUS = "org.freedesktop.DBus"
-_PROPERTIES = "org.freedesktop.DBus.Properties"
-_NO_SUCH_UNIT = f"{_NAME}.NoSuchUnit"
-_DENIED = ("org.freedesktop.DBus.Error.AccessDenied", "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired")
+_UNIT = f"{NAME}.Unit"
+_SERVICE = f"{NAME}.Service"
+_NO_SUCH_UNIT = f"{NAME}.NoSuchUnit"
 
 _MATCHES = (
-    f"type='signal',sender='{_NAME}',interface='{_MANAGER}',member='JobRemoved'",
-    f"type='signal',sender='{_NAME}',interface='{_MANAGER}',member='UnitRemoved'",
+    f"type='signal',sender='{NAME}',interface='{MANAGER}',member='JobRemoved'",
+    f"type='signal',sender='{NAME}',interface='{MANAGER}',member='UnitRemoved'",
     # One rule for all units: dbus-daemon allows a connection 512 rules, and a tunnel would need two.
-    f"type='signal',sender='{_NAME}',interface='{_PROPERTIES}',arg0='{_UNIT}'",
-    f"type='signal',sender='{_NAME}',interface='{_PROPERTIES}',arg0='{_SERVICE}'",
+    f"type='signal',sender='{NAME}',interface='{PROPERTIES}',arg0='{_UNIT}'",
+    f"type='signal',sender='{NAME}',interface='{PROPERTIES}',arg0='{_SERVICE}'",
 )
-_CALL_SECONDS = 30
 _RECONNECT_SECONDS = 0.2
 
 _log = logging.getLogger("scistreamd.systemd1")
 
 See = Callable[[str, Any], None]
-
-
-class UnitError(Exception):
-    """systemd refused a call; ``name`` is the D-Bus error."""
-
-    def __init__(self, name: str, message: str) -> None:
-        super().__init__(message)
-        self.name = name
-
-
-class JobError(Exception):
-    """A job did not end as ``done``; ``result`` as in JobRemoved: failed, canceled, dependency, timeout, ..."""
-
-    def __init__(self, unit: str, result: str) -> None:
-        super().__init__(f"{unit}: the job's result is {result}")
-        self.result = result
-
-
-class Disconnected(ScistreamError):
-    """The bus went away during a call, of which nothing is known then."""
-
-    def __init__(self) -> None:
-        super().__init__(Code.UNAVAILABLE, "the connection to the system bus was lost", "try again")
 
 
 @dataclass(frozen=True)
@@ -73,16 +59,6 @@ class UnitState:
 
     active: str
     sub: str
-
-
-@dataclass(frozen=True)
-class _Method:
-    """A method of an object, and the D-Bus signature of its arguments."""
-
-    path: str
-    interface: str
-    member: str
-    signature: str
 
 
 class Systemd1:
@@ -122,8 +98,8 @@ class Systemd1:
     async def start_transient(self, units: Sequence[Unit]) -> None:
         """Make all units and start the first one; UnitError or JobError where that cannot be."""
         first, *others = units
-        auxiliary = [[unit.name, _variants(unit.properties)] for unit in others]
-        body = [first.name, "fail", _variants(first.properties), auxiliary]
+        auxiliary = [[unit.name, variants(unit.properties)] for unit in others]
+        body = [first.name, "fail", variants(first.properties), auxiliary]
         await self._job("StartTransientUnit", "ssa(sv)a(sa(sv))", body)
 
     async def restart(self, unit: str) -> None:
@@ -149,25 +125,18 @@ class Systemd1:
 
     async def kill_main(self, unit: str, number: int) -> None:
         """Send a signal to the unit's main process; UnitError where it has none."""
-        await self._call(_manager("KillUnit", "ssi"), [unit, "main", number])
+        await self._call(manager("KillUnit", "ssi"), [unit, "main", number])
 
     async def loaded(self, *patterns: str) -> dict[str, UnitState]:
         """The units in memory whose names match one of the glob patterns."""
-        reply = await self._call(_manager("ListUnitsByPatterns", "asas"), [[], list(patterns)])
+        reply = await self._call(manager("ListUnitsByPatterns", "asas"), [[], list(patterns)])
         return {name: UnitState(active, sub) for name, _, _, active, sub, *_ in reply[0]}
 
-    async def get(self, unit: str, name: str) -> Any:
-        """A property of a unit; those of the unit's kind and those that all units have."""
-        kind = f"{_NAME}.{unit.rpartition('.')[2].capitalize()}"
-        for interface in (_UNIT, kind):
-            try:
-                reply = await self._call(_Method(_path(unit), _PROPERTIES, "Get", "ss"), [interface, name])
-            except UnitError as problem:
-                if interface == kind or problem.name != "org.freedesktop.DBus.Error.UnknownProperty":
-                    raise
-            else:
-                return reply[0].value
-        raise AssertionError("the loop returns or raises")
+    async def get(self, unit: str, interface: str, name: str) -> Any:
+        """A property of a unit: ``interface`` is Unit, or the kind's: Service, Socket, Timer."""
+        method = Method(unit_path(unit), PROPERTIES, "Get", "ss")
+        [variant] = await self._call(method, [f"{NAME}.{interface}", name])
+        return variant.value
 
     async def gone(self, *patterns: str) -> None:
         """Return when no unit that matches is in memory any more: only then may its name be used again."""
@@ -186,11 +155,11 @@ class Systemd1:
         A unit that is removed is told of as inactive. What changed while the
         bus was away is told when it is back; the same value may come twice.
         """
-        self._watched[_path(unit)] = (unit, see)
+        self._watched[unit_path(unit)] = (unit, see)
 
     def unwatch(self, unit: str) -> None:
         """Tell of this unit no more."""
-        self._watched.pop(_path(unit), None)
+        self._watched.pop(unit_path(unit), None)
 
     # The connection
 
@@ -200,10 +169,10 @@ class Systemd1:
             await bus.connect()
             bus.add_message_handler(self._heard)
             for rule in _MATCHES:
-                await _ask(bus, _DBUS, _Method("/org/freedesktop/DBus", _DBUS, "AddMatch", "s"), [rule])
-            await _ask(bus, _NAME, _manager("Subscribe", ""), [])
+                await ask(bus, DBUS, Method("/org/freedesktop/DBus", DBUS, "AddMatch", "s"), [rule])
+            await ask(bus, NAME, manager("Subscribe", ""), [])
         except BaseException:
-            _disconnect(bus)
+            disconnect(bus)
             raise
         self._bus = bus
         self._up.set()
@@ -223,7 +192,7 @@ class Systemd1:
     def _lost(self, bus: MessageBus) -> None:
         self._bus = None
         self._up.clear()
-        _disconnect(bus)
+        disconnect(bus)
         for queue in self._queues:
             queue.put_nowait(None)
 
@@ -242,7 +211,7 @@ class Systemd1:
             for unit, see in list(self._watched.values()):
                 see("ActiveState", states[unit].active if unit in states else "inactive")
                 if unit in states and unit.endswith(".service"):
-                    see("NRestarts", await self.get(unit, "NRestarts"))
+                    see("NRestarts", await self.get(unit, "Service", "NRestarts"))
         except (UnitError, Disconnected) as problem:
             _log.warning("the tunnels' units could not be looked at: %s", problem)
         for removed in self._removals:
@@ -272,7 +241,7 @@ class Systemd1:
     async def _job(self, member: str, signature: str, body: list[Any]) -> None:
         """Make a call that answers with a job, and wait for the job's end."""
         with self._job_ends() as ends:
-            [job] = await self._call(_manager(member, signature), body)
+            [job] = await self._call(manager(member, signature), body)
             while end := await ends.get():
                 path, result = end
                 if path == job:
@@ -291,61 +260,10 @@ class Systemd1:
         finally:
             self._queues.discard(queue)
 
-    async def _call(self, method: _Method, body: list[Any]) -> list[Any]:
+    async def _call(self, method: Method, body: list[Any]) -> list[Any]:
         try:
-            await asyncio.wait_for(self._up.wait(), _CALL_SECONDS)
+            await asyncio.wait_for(self._up.wait(), CALL_SECONDS)
         except asyncio.TimeoutError:
             raise Disconnected from None
         assert self._bus  # noqa: S101  it is up
-        return await _ask(self._bus, _NAME, method, body)
-
-
-async def _ask(bus: MessageBus, name: str, method: _Method, body: list[Any]) -> list[Any]:
-    """One method call; raises Disconnected, PERMISSION_DENIED or UnitError."""
-    message = Message(
-        destination=name,
-        path=method.path,
-        interface=method.interface,
-        member=method.member,
-        signature=method.signature,
-        body=body,
-    )
-    try:
-        reply = await asyncio.wait_for(bus.call(message), _CALL_SECONDS)
-    except (OSError, EOFError, asyncio.TimeoutError) as problem:
-        raise Disconnected from problem
-    if reply is None:
-        raise Disconnected
-    if reply.message_type is MessageType.ERROR:
-        text = str(reply.body[0]) if reply.body else ""
-        if reply.error_name in _DENIED:
-            raise ScistreamError(
-                Code.PERMISSION_DENIED, f"systemd refuses to start and stop units for this user: {text}", "run as root"
-            )
-        raise UnitError(str(reply.error_name), text)
-    return list(reply.body)
-
-
-def _manager(member: str, signature: str) -> _Method:
-    return _Method(_ROOT, _MANAGER, member, signature)
-
-
-def _disconnect(bus: MessageBus) -> None:
-    """End the connection; dbus-next 0.2.3 ends it without closing its socket."""
-    with contextlib.suppress(OSError):
-        bus.disconnect()
-    bus._finalize(None)
-    bus._sock.close()
-
-
-def _variants(properties: Sequence[Property]) -> list[list[Any]]:
-    return [[each.name, Variant(each.signature, each.value)] for each in properties]
-
-
-def _path(unit: str) -> str:
-    """The object of a unit: sd_bus_path_encode(3) of its name."""
-    escaped = "".join(
-        char if char.isascii() and char.isalnum() and not (index == 0 and char.isdigit()) else f"_{ord(char):02x}"
-        for index, char in enumerate(unit)
-    )
-    return f"{_ROOT}/unit/{escaped}"
+        return await ask(self._bus, NAME, method, body)

@@ -15,14 +15,14 @@ from scistreamd.interfaces import Bind, Places, Program, SocketSays, Told
 from scistreamd.journal import Journal
 from scistreamd.places import write_file
 from scistreamd.readiness import Words
-from scistreamd.systemd1 import Disconnected, JobError, UnitError
+from scistreamd.service_watch import STEADY_SECONDS, ServiceWatch
+from scistreamd.systemd_wire import Disconnected, JobError, UnitError
 
 if TYPE_CHECKING:
     from scistreamd.systemd_launcher import SystemdLauncher
 
 _POLL = 0.01
 _RESTARTS_IN_A_ROW = 5
-_STEADY_SECONDS = 30.0
 _TIMER_SLACK = 1.0
 
 _log = logging.getLogger("scistreamd.systemd")
@@ -31,8 +31,15 @@ _log = logging.getLogger("scistreamd.systemd")
 class SystemdHeld:
     """One tunnel's units and files. `interfaces.Held`."""
 
-    def __init__(self, launcher: SystemdLauncher, tunnel_id: str, binds: Sequence[Bind], told: Told) -> None:
-        """Made by `SystemdLauncher` when the socket unit listens."""
+    def __init__(
+        self,
+        launcher: SystemdLauncher,
+        tunnel_id: str,
+        binds: Sequence[Bind],
+        told: Told,
+        seconds: float | None = None,
+    ) -> None:
+        """Made by `SystemdLauncher` when the socket unit listens; it ends ``seconds`` from now."""
         self._launcher = launcher
         self._systemd = launcher.systemd
         self._id = tunnel_id
@@ -41,15 +48,11 @@ class SystemdHeld:
         self._told = told
         self._program: Program | None = None
         self._timer = 0
-        self._ends_at: float | None = None
+        self._ends_at = None if seconds is None else asyncio.get_running_loop().time() + seconds
         self._closing: asyncio.Future[None] | None = None
         self._ended = False
         self._failed = False
-        # What is seen of the service
-        self._restarts = 0
-        self._in_a_row = 0
-        self._last_restart = 0.0
-        self._down = asyncio.Event()
+        self._service = ServiceWatch(self._crashed)
         self._tasks: set[asyncio.Task[None]] = set()
         self._watch()
 
@@ -66,16 +69,15 @@ class SystemdHeld:
     async def take_over(self, program: Program | None, timers: Sequence[str]) -> None:
         """Go on where the daemon before left off: what it served, and the timers that run on it."""
         self._program = program
-        with contextlib.suppress(UnitError):  # the service is in memory only while the socket is
-            self._restarts = await self._systemd.get(self._names.service, "NRestarts")
         numbers = sorted(units.timer_number(timer) for timer in timers)
-        self._timer = numbers.pop() if numbers else 0
-        for number in numbers:
+        self._timer = numbers[-1] if numbers else 0
+        # Those that have been replaced; and the first one, which is for listeners that nobody serves on.
+        for number in numbers[:-1] if self._timer or not program else numbers:
             await self._systemd.stop(self._names.timer(number))
-        if program and self._timer == 0:
-            await self._systemd.stop(self._names.timer())
-        with contextlib.suppress(UnitError):  # it has no time limit
-            self._ends_at = await self._systemd.get(self._names.timer(self._timer), "NextElapseUSecMonotonic") / 1e6
+        if numbers and (self._timer or not program):
+            with contextlib.suppress(UnitError):  # it has just ended
+                timer = self._names.timer(self._timer)
+                self._ends_at = await self._systemd.get(timer, "Timer", "NextElapseUSecMonotonic") / 1e6
 
     async def rebind(self, binds: Sequence[Bind]) -> None:
         """See `interfaces.Held.rebind`. A socket unit cannot change its listeners: it is made anew.
@@ -88,6 +90,7 @@ class SystemdHeld:
         try:
             await self._launcher.start_units(self._id, binds)
             self._binds = tuple(binds)
+            self._ends_at = asyncio.get_running_loop().time() + self._launcher.reserved_seconds
         except BaseException:
             await self._launcher.start_units(self._id, self._binds)
             raise
@@ -118,9 +121,9 @@ class SystemdHeld:
         try:
             with Words(journal, program) as words:
                 self._write(program)
-                self._restarts = self._in_a_row = 0
+                self._service.fresh()
                 await self._systemd.restart(self._names.service)
-                self._down.clear()
+                self._service.down.clear()
                 await self._ready(journal, words)
         except BaseException as problem:
             await self._restart_with(self._program)
@@ -132,7 +135,7 @@ class SystemdHeld:
 
     async def _retarget(self, program: Program, before: Program) -> bool:
         """Have the running data server take another configuration; False where it ended meanwhile."""
-        self._down.clear()
+        self._service.down.clear()
         journal = Journal(self._names.service)
         try:
             if isinstance(before.ready, SocketSays):
@@ -146,8 +149,8 @@ class SystemdHeld:
         except BaseException as problem:
             # What runs on is the configuration before: a restart must find that one.
             self._write(before)
-            ended = isinstance(problem, UnitError) or (isinstance(problem, ScistreamError) and self._down.is_set())
-            if ended and not self._ended:
+            down = self._service.down.is_set() and isinstance(problem, ScistreamError)
+            if (down or isinstance(problem, UnitError)) and not self._ended:
                 return False
             raise
         finally:
@@ -161,7 +164,7 @@ class SystemdHeld:
         while not await words.say_ready():
             self._check_open()
             journal.check()
-            if self._down.is_set():
+            if self._service.down.is_set():
                 raise await self._refused(journal, "ended at start")
             if words.say_rejected:
                 raise await self._refused(journal, "did not take its new configuration")
@@ -191,11 +194,12 @@ class SystemdHeld:
     async def limit(self, seconds: float) -> None:
         """See `interfaces.Held.limit`. A timer cannot be changed: a further one takes its place."""
         self._check_open()
-        before, self._ends_at = self._timer, None
+        before, ends_at = self._timer, None
         if seconds > 0:
-            self._timer += 1
-            await self._systemd.start_transient(units.end_units(self._id, self._timer, seconds))
-            self._ends_at = asyncio.get_running_loop().time() + seconds
+            await self._systemd.start_transient(units.end_units(self._id, before + 1, seconds))
+            self._timer = before + 1
+            ends_at = asyncio.get_running_loop().time() + seconds
+        self._ends_at = ends_at
         await self._systemd.stop(self._names.timer(before))
 
     async def close(self, drain: float = 0) -> None:
@@ -225,17 +229,17 @@ class SystemdHeld:
         else:
             # systemd starts it again when it has ended: to wait.
             self._unwrite()
-            self._down.clear()
+            self._service.down.clear()
             with contextlib.suppress(UnitError, Disconnected):  # it has ended
                 await self._systemd.kill_main(self._names.service, program.drain_signal)
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._down.wait(), seconds)
+            await asyncio.wait_for(self._service.down.wait(), seconds)
 
     # What systemd tells
 
     def _watch(self) -> None:
         self._systemd.watch(self._names.socket, self._see_socket)
-        self._systemd.watch(self._names.service, self._see_service)
+        self._systemd.watch(self._names.service, self._service.see)
 
     def _unwatch(self) -> None:
         self._systemd.unwatch(self._names.socket)
@@ -245,7 +249,7 @@ class SystemdHeld:
         if name != "ActiveState" or value not in ("deactivating", "inactive", "failed") or self._ended:
             return
         self._ended = True
-        self._down.set()
+        self._service.down.set()
         if not self._closing:
             self._told.ended(self._why_ended())
 
@@ -257,28 +261,18 @@ class SystemdHeld:
             f" (`journalctl -u 'scistream-{self._id}*'` shows when)"
         )
 
-    def _see_service(self, name: str, value: Any) -> None:
-        if name == "SubState" and value in ("auto-restart", "failed"):
-            self._down.set()
-        elif name == "NRestarts" and value != self._restarts:
-            more, self._restarts = value - self._restarts, value
-            if more > 0 and self._program and not self._closing:
-                self._crashed(more)
-
-    def _crashed(self, times: int) -> None:
-        now = asyncio.get_running_loop().time()
-        steady = now - self._last_restart > _STEADY_SECONDS
-        self._in_a_row = times if steady else self._in_a_row + times
-        self._last_restart = now
+    def _crashed(self, in_a_row: int) -> None:
+        if not self._program or self._closing:
+            return
         _log.error("data server ended; systemd started it again", extra={"tunnel": self._id})
-        if self._in_a_row > _RESTARTS_IN_A_ROW and not self._failed:
+        if in_a_row > _RESTARTS_IN_A_ROW and not self._failed:
             self._failed = True
-            self._spawn(self._give_up())
+            self._spawn(self._give_up(in_a_row))
 
-    async def _give_up(self) -> None:
+    async def _give_up(self, times: int) -> None:
         """A crash loop: end it, and keep the port until the tunnel is released."""
-        journal = Journal(self._names.service, _STEADY_SECONDS)
-        problem = await self._refused(journal, f"ended {self._in_a_row} times in a row")
+        journal = Journal(self._names.service, STEADY_SECONDS)
+        problem = await self._refused(journal, f"ended {times} times in a row")
         await self._restart_with(None)
         if not (self._closing or self._ended):
             self._told.failed(problem.message)

@@ -19,8 +19,10 @@ from pathlib import Path, PurePosixPath
 from scistreamd import programs, sockets, units
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.interfaces import Bind, DataServer, Places, Program, Told
-from scistreamd.systemd1 import JobError, Systemd1, UnitError
+from scistreamd.systemd1 import Systemd1
 from scistreamd.systemd_held import SystemdHeld
+from scistreamd.systemd_wire import JobError, UnitError
+from scistreamd.unit_properties import Limits
 
 _UNIT_EXISTS = "org.freedesktop.systemd1.UnitExists"
 _GONE_SECONDS = 10
@@ -39,7 +41,7 @@ class SystemdLauncher:
         start_seconds: float = 20,
         keepalive_idle: int = 60,
         reserved_seconds: float = 600,
-        limits: units.Limits | None = None,
+        limits: Limits | None = None,
     ) -> None:
         """``runtime``: a directory of the daemon's own below /run that it leaves behind when it ends.
 
@@ -52,8 +54,8 @@ class SystemdLauncher:
         self.runtime = runtime
         self.start_seconds = start_seconds
         self._keepalive_idle = keepalive_idle
-        self._reserved_seconds = reserved_seconds
-        self._limits = limits or units.Limits()
+        self.reserved_seconds = reserved_seconds
+        self._limits = limits or Limits()
         # Many starts at the same time finish no sooner, and the last of them would run into its time limit.
         self.starting = asyncio.Semaphore(2 * (os.cpu_count() or 1))
 
@@ -83,10 +85,15 @@ class SystemdLauncher:
         self.make_directories(tunnel_id)
         try:
             await self.start_units(tunnel_id, binds)
-        except BaseException:
-            self.remove_files(tunnel_id)
+        except BaseException as problem:
+            if not (isinstance(problem, ScistreamError) and problem.code is Code.ALREADY_EXISTS):
+                await asyncio.shield(self._clear(tunnel_id))  # also what was made while its caller went away
             raise
-        return SystemdHeld(self, tunnel_id, binds, told)
+        return SystemdHeld(self, tunnel_id, binds, told, self.reserved_seconds)
+
+    async def _clear(self, tunnel_id: str) -> None:
+        await self.stop_units(tunnel_id)
+        self.remove_files(tunnel_id)
 
     async def adopt(
         self, tunnel_id: str, binds: Sequence[Bind], program: Program | None, told: Told
@@ -95,8 +102,7 @@ class SystemdLauncher:
         names = units.Names(tunnel_id)
         states = await self.systemd.loaded(*names.every)
         if names.socket not in states or states[names.socket].active != "active":
-            await self.stop_units(tunnel_id)
-            self.remove_files(tunnel_id)
+            await self._clear(tunnel_id)
             return None
         self.make_directories(tunnel_id)
         held = SystemdHeld(self, tunnel_id, binds, told)
@@ -111,8 +117,9 @@ class SystemdLauncher:
 
     async def _is_ours(self, unit: str) -> bool:
         try:
-            transient = bool(await self.systemd.get(unit, "Transient"))
-            return transient and await self.systemd.get(unit, "Slice") == units.SLICE
+            transient = bool(await self.systemd.get(unit, "Unit", "Transient"))
+            kind = unit.rpartition(".")[2].capitalize()
+            return transient and await self.systemd.get(unit, kind, "Slice") == units.SLICE
         except UnitError:
             return False  # it has gone meanwhile
 
@@ -147,7 +154,7 @@ class SystemdLauncher:
             self.places(tunnel_id),
             self.host_places(tunnel_id),
             keepalive_idle=self._keepalive_idle,
-            reserved_seconds=self._reserved_seconds,
+            reserved_seconds=self.reserved_seconds,
             limits=self._limits,
         )
         try:

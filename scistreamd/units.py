@@ -21,6 +21,7 @@ from typing import Any
 
 from scistreamd.errors import BugError
 from scistreamd.interfaces import CA_FILE, LEAF_FILE, PSK_FILE, Bind, Places, Program
+from scistreamd.unit_properties import ARMOUR, Limits, Property
 
 SLICE = "scistream.slice"
 PATTERN = "scistream-*"
@@ -35,7 +36,6 @@ _END_TIMER = re.compile(r"scistream-[0-9a-f]{12}-end([0-9]*)\.timer", re.ASCII)
 # What neither systemd.exec(5) EnvironmentFile= nor the splitting of `$NAME` into words changes.
 _PLAIN_WORD = re.compile(r"[A-Za-z0-9/._+:=@,;-]+", re.ASCII)
 
-_EPERM = 1
 _MS_REC = 16384  # mount(2)
 _SIGTERM_STATUS = 143  # what HAProxy's master exits with when it is told to end
 _RESTART_USEC = 500_000
@@ -45,29 +45,11 @@ _DOCUMENTATION = ["man:scistreamd(8)", "man:s2ctl(1)"]
 
 
 @dataclass(frozen=True)
-class Property:
-    """One property of a unit: its name and its D-Bus value. A list-like setting may come twice."""
-
-    name: str
-    signature: str
-    value: Any
-
-
-@dataclass(frozen=True)
 class Unit:
     """One unit of a StartTransientUnit call."""
 
     name: str
     properties: tuple[Property, ...]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What the data server of one tunnel may use."""
-
-    memory_bytes: int = 2**30
-    tasks: int = 4200  # Stunnel: a thread for each of Tuning.connections
-    files: int = 65536
 
 
 @dataclass(frozen=True)
@@ -254,43 +236,6 @@ def _files(places: Places, host: HostPlaces) -> tuple[Property, ...]:
         Property("BindPaths", "a(ssbt)", [[scratch, scratch, False, _MS_REC]]),
         Property("LoadCredential", "a(ss)", [[name, str(host.secrets / name)] for name in SECRET_FILES]),
     )
-
-
-# systemd.exec(5). `systemd-analyze security` then says 1.1; the lab's test holds it to 1.5.
-ARMOUR = (
-    Property("DynamicUser", "b", True),
-    Property("NoNewPrivileges", "b", True),
-    Property("CapabilityBoundingSet", "t", 0),
-    Property("AmbientCapabilities", "t", 0),
-    Property("PrivateUsers", "b", True),
-    Property("PrivateTmp", "b", True),
-    Property("PrivateDevices", "b", True),
-    Property("DevicePolicy", "s", "closed"),
-    Property("ProtectSystem", "s", "strict"),
-    Property("ProtectHome", "s", "yes"),
-    Property("ProtectProc", "s", "invisible"),
-    Property("ProcSubset", "s", "pid"),
-    Property("ProtectClock", "b", True),
-    Property("ProtectHostname", "b", True),
-    Property("ProtectKernelLogs", "b", True),
-    Property("ProtectKernelModules", "b", True),
-    Property("ProtectKernelTunables", "b", True),
-    Property("ProtectControlGroups", "b", True),
-    Property("MemoryDenyWriteExecute", "b", True),
-    Property("LockPersonality", "b", True),
-    Property("RestrictNamespaces", "t", 0),  # none may be made
-    Property("RestrictRealtime", "b", True),
-    Property("RestrictSUIDSGID", "b", True),
-    Property("RemoveIPC", "b", True),
-    Property("KeyringMode", "s", "private"),
-    Property("UMask", "u", 0o077),
-    Property("RestrictAddressFamilies", "(bas)", [True, ["AF_INET", "AF_INET6", "AF_UNIX"]]),
-    Property("SystemCallArchitectures", "as", ["native"]),
-    Property("SystemCallFilter", "(bas)", [True, ["@system-service"]]),
-    Property("SystemCallFilter", "(bas)", [False, ["@privileged", "@resources"]]),
-    # Stunnel calls sched_setscheduler(2), and can do without.
-    Property("SystemCallErrorNumber", "i", _EPERM),
-)
 
 
 def _timer(names: Names, seconds: float) -> tuple[Property, ...]:

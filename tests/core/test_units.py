@@ -15,6 +15,7 @@ from scistreamd.dataserver import DATA_SERVERS
 from scistreamd.errors import BugError
 from scistreamd.interfaces import Bind, DataServer, LogSays, Places, Plan, Program
 from scistreamd.model import Endpoint, Role, Security
+from scistreamd.unit_properties import Limits
 
 ID = "0123456789ab"
 RUNTIME = PurePosixPath("/run/scistreamd")
@@ -127,7 +128,7 @@ def bind(address: str, port: int, udp: bool = False) -> Bind:
 
 def made(*binds: Bind) -> tuple[units.Unit, ...]:
     return units.tunnel_units(
-        ID, binds, PLACES, HOST, keepalive_idle=60, reserved_seconds=300, limits=units.Limits()
+        ID, binds, PLACES, HOST, keepalive_idle=60, reserved_seconds=300, limits=Limits()
     )
 
 

@@ -315,6 +315,7 @@ async def held_against_others(launcher: SystemdLauncher) -> None:
             assert refused.code is Code.ALREADY_EXISTS, refused
         else:
             raise AssertionError("two tunnels of one id")
+        assert (RUNTIME / tunnel.uid.id / "config").is_dir(), "the files are the first one's"
         assert listeners() == [PORT]
 
 
@@ -393,6 +394,34 @@ async def times(launcher: SystemdLauncher) -> None:
     assert await asyncio.wait_for(tunnel.ear.ended, SECONDS) == "its time is over"
     assert time.monotonic() - began > 0.8
     await one.close()
+
+
+@scene
+async def reserved_for_too_long(launcher: SystemdLauncher) -> None:
+    """Listeners that nobody serves on come free, and it is told why."""
+    tunnel = Tunnel("Haproxy", Role.PROD, PORT)
+    one = await SystemdLauncher(launcher.systemd, RUNTIME, reserved_seconds=1).hold(
+        tunnel.uid.id, tunnel.binds, tunnel.ear.told
+    )
+    assert await asyncio.wait_for(tunnel.ear.ended, SECONDS) == "its time is over"
+    await one.close()
+
+
+@scene
+async def a_caller_that_goes_away(launcher: SystemdLauncher) -> None:
+    """Nothing stays of a hold that is cancelled, wherever it is."""
+    for wait in (0, 0.001, 0.003, 0.01):
+        tunnel = Tunnel("Haproxy", Role.PROD, PORT)
+        holding = asyncio.create_task(launcher.hold(tunnel.uid.id, tunnel.binds, tunnel.ear.told))
+        await asyncio.sleep(wait)
+        holding.cancel()
+        try:
+            one = await holding
+        except asyncio.CancelledError:
+            pass
+        else:
+            await one.close()
+        await assert_nothing_left()
 
 
 @scene
