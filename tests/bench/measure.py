@@ -12,9 +12,10 @@ from typing import TypeVar
 
 from tests.bench import calls, dataplane, gateways, startup
 from tests.bench.chains import NULL, Chain, build
+from tests.bench.dataplane import Flow
 from tests.bench.environment import describe
 from tests.bench.gateways import DEFAULT_TYPE, TYPES, Certificate, Pair
-from tests.bench.results import Asked, Extent, Results, Round
+from tests.bench.results import QUIET, Asked, Extent, Results, Round
 from tests.bench.rig import INBOUND, Rig, accepts
 
 # Gateways beside the pairs 0, 1, 2: each has a control port and a port range of its own.
@@ -81,9 +82,7 @@ def _round(
     tell(f"round {number + 1} of {extent.rounds}: {', '.join(order)}")
     this = Round(order, startup.gateway(rig, made, _START, DEFAULT_TYPE), startup.floor(rig))
     for chain in chains:
-        this.flows[chain.name] = {
-            streams: dataplane.flow(rig, chain, streams, extent.flow_seconds) for streams in dataplane.STREAMS
-        }
+        this.flows[chain.name] = {streams: _flow(rig, this, extent, chain, streams) for streams in dataplane.STREAMS}
     for chain in chains:
         this.round_trips[chain.name] = {
             size: dataplane.round_trips(chain, size, extent.echoes) for size in dataplane.SIZES
@@ -91,6 +90,16 @@ def _round(
     for pair in _rotated(pairs, number):
         _control(this, pair, rig.ports.echo)
     return this
+
+
+def _flow(rig: Rig, this: Round, extent: Extent, chain: Chain, streams: int) -> Flow:
+    """Measure a flow, and once more where the machine was not quiet; the quieter one counts, be it slower or not."""
+    found = dataplane.flow(rig, chain, streams, extent.flow_seconds)
+    if found.foreign <= QUIET or this.repeated >= extent.repeats:
+        return found
+    this.repeated += 1
+    again = dataplane.flow(rig, chain, streams, extent.flow_seconds)
+    return min(found, again, key=lambda flow: flow.foreign)
 
 
 def _control(this: Round, pair: Pair, echo: int) -> None:

@@ -10,12 +10,10 @@ from typing import Any
 from tests.bench import tables
 from tests.bench.aims import Aim, judge
 from tests.bench.dataplane import STREAMS
-from tests.bench.results import Results
+from tests.bench.results import QUIET, Results
 from tests.bench.stats import Spread
 
 _RAW = "measurements.json"
-# The share of the processors that other work may take in a run that is worth citing.
-_QUIET = 0.1
 
 _TEXT = """# Performance
 
@@ -167,6 +165,12 @@ def _foreign(results: Results) -> str:
     flows = [flow for each in results.rounds for ways in each.flows.values() for flow in ways.values()]
     share = Spread.of(flow.foreign for flow in flows)
     text = f"{share.median:.0%} of the processors during the streams (median; at most {share.most:.0%})."
-    if share.median > _QUIET:
+    if share.median > QUIET:
         text += "\n**The machine was not quiet**: times and Gb/s are worse than they need be, ratios hold better."
+    repeated = sum(each.repeated for each in results.rounds)
+    if repeated:
+        text += (
+            f"\n{repeated} of {len(flows)} measurements of streams were made again, since other work took more than "
+            f"{QUIET:.0%};\nthe one with less of it counts, be it slower or not."
+        )
     return text

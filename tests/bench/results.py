@@ -25,12 +25,14 @@ class Asked:
 class Round:
     """Every configuration once; keys are chain or type names, then streams or bytes.
 
-    ``start``: seconds from the exec of s2cs until its port answers.
+    ``start``: seconds from the exec of s2cs until its port answers. ``repeated``:
+    how many flows were measured again because of other work on the machine.
     """
 
     order: list[str]
     start: float
     floor: Floor
+    repeated: int = 0
     flows: dict[str, dict[int, Flow]] = field(default_factory=dict)
     round_trips: dict[str, dict[int, dict[str, float]]] = field(default_factory=dict)
     asked: dict[str, Asked] = field(default_factory=dict)
@@ -39,17 +41,23 @@ class Round:
 
 @dataclass(frozen=True)
 class Extent:
-    """How much is measured; ``tunnels`` for memory, ``churn`` rounds of request and release."""
+    """How much is measured; ``tunnels`` for memory, ``churn`` rounds of request and release.
+
+    ``repeats``: how many flows of a round may be measured again.
+    """
 
     rounds: int
     flow_seconds: int
     echoes: int
     tunnels: int
     churn: int
+    repeats: int
 
 
-FULL = Extent(rounds=7, flow_seconds=4, echoes=1000, tunnels=20, churn=1000)
-QUICK = Extent(rounds=2, flow_seconds=1, echoes=200, tunnels=3, churn=100)
+# The share of the processors that other work may take from a measurement that is worth citing.
+QUIET = 0.1
+FULL = Extent(rounds=7, flow_seconds=4, echoes=1000, tunnels=20, churn=1000, repeats=5)
+QUICK = Extent(rounds=2, flow_seconds=1, echoes=200, tunnels=3, churn=100, repeats=0)
 
 
 @dataclass
