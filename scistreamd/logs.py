@@ -41,10 +41,11 @@ class TunnelFormatter(logging.Formatter):
 class JournalHandler(logging.Handler):
     """Sends records to journald with the fields PRIORITY, LOGGER and, where they concern a tunnel, TUNNEL_ID."""
 
-    def __init__(self, path: str) -> None:
-        """``path``: journald's socket; raises OSError where no socket can be made."""
+    def __init__(self, path: str, program: str) -> None:
+        """``path``: journald's socket; ``program``: what `journalctl -t` finds us by."""
         super().__init__()
         self._path = path
+        self._program = program
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
         self._fallback = logging.StreamHandler(sys.stderr)
@@ -69,7 +70,7 @@ class JournalHandler(logging.Handler):
             "MESSAGE": f"[{tunnel}] {text}" if tunnel else text,
             "PRIORITY": str(_priority(record)),
             "LOGGER": record.name,
-            "SYSLOG_IDENTIFIER": "scistreamd",
+            "SYSLOG_IDENTIFIER": self._program,
         }
         if tunnel:
             fields["TUNNEL_ID"] = tunnel
@@ -82,11 +83,11 @@ def _field(name: str, value: str) -> bytes:
     return name.encode() + b"\n" + len(raw).to_bytes(8, "little") + raw + b"\n"
 
 
-def set_up(level: str = "info") -> None:
+def set_up(program: str, level: str = "info") -> None:
     """Send the program's log to stderr or the journal: INFO and above, of our own what `set_level` says."""
     handler: logging.Handler
     if _stderr_is_journal() and os.path.exists(_JOURNAL):  # noqa: PTH110  pathlib would be imported for this alone
-        handler = JournalHandler(_JOURNAL)
+        handler = JournalHandler(_JOURNAL, program)
     else:
         handler = logging.StreamHandler()
         handler.setFormatter(TunnelFormatter(priorities=_stderr_is_journal()))

@@ -130,9 +130,10 @@ class Service:
         before = self._gateway.settings
         try:
             settings, tls = self._load()
-        except ScistreamError as error:
+        except Exception as error:
             _log.error("not reloaded, the configuration before stays: %s", error)
-            self._notifier.ready(f"{self._gateway.status}; not reloaded: {error.message}")
+            reason = error.message if isinstance(error, ScistreamError) else "internal error"
+            self._notifier.ready(f"{self._gateway.status}; not reloaded: {reason}")
             raise
         self._gateway.reconfigure(settings)
         self._gateway.server.replace_context(tls)

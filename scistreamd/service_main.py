@@ -83,7 +83,7 @@ def _serve(options: Namespace) -> int:
     from scistreamd.activation import Notifier, inherited_sockets
     from scistreamd.service import Service
 
-    logs.set_up()
+    logs.set_up("scistreamd")
     daemon.harden_process()
     with contextlib.ExitStack() as undo:
         notifier = Notifier(os.environ)

@@ -125,7 +125,7 @@ def _serve(options: argparse.Namespace) -> int:
     from scistreamd import daemon, logs
     from scistreamd.control.tls import server_context
 
-    logs.set_up("debug" if options.verbose else "info")
+    logs.set_up("s2cs", "debug" if options.verbose else "info")
     daemon.harden_process()
     tls = server_context(Path(options.server_crt), Path(options.server_key)) if options.ssl else None
     control = daemon.ControlPort(options.listener_ip, options.port, tls)

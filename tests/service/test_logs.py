@@ -34,7 +34,7 @@ def journal(tmp_path: Path) -> Iterator[socket.socket]:
 
 @pytest.fixture
 def handler(tmp_path: Path) -> Iterator[logs.JournalHandler]:
-    made = logs.JournalHandler(str(tmp_path / "journal"))
+    made = logs.JournalHandler(str(tmp_path / "journal"), "scistreamd")
     yield made
     made.close()
 

@@ -226,6 +226,7 @@ async def test_check_config_prints_what_results(tmp_path: Path) -> None:
     status, out, err = await run(*SCISTREAMD, "--check-config", f"--config={file}", cwd=tmp_path)
     assert (status, err) == (0, "")
     assert "[times]\nhello = 7\n" in out
+    assert await run(*SCISTREAMD, "--check-config", "-q", f"--config={file}", cwd=tmp_path) == (0, "", "")
     file.write_text(out)
     assert (await run(*SCISTREAMD, "--check_config", f"--config={file}", cwd=tmp_path))[1] == out
     missing = await run(*SCISTREAMD, "--check-config", "--config=missing.toml", cwd=tmp_path)

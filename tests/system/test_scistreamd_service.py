@@ -91,6 +91,7 @@ def test_the_first_connection_starts_it_and_the_status_tells(gateway: Host) -> N
     assert digest is not None
     assert digest[1] in gateway.journal("-u", "scistreamd")
     assert "192.168.10.11" in fingerprint
+    gateway.run(["systemctl", "daemon-reexec"])
     request(gateway)
     gateway.wait_until(lambda: shown(gateway, "StatusText") == "1 tunnel, 100 ports free", "told of the tunnel")
     release(gateway)
@@ -198,6 +199,15 @@ def test_idle_exit_leaves_tunnels_running_and_the_next_caller_starts_it(gateway:
         request(gateway, "--uid-file", "/root/other")
         gateway.run(["s2uc", "release", "@/root/other", "--s2cs", "127.0.0.1:5000", "--server-cert", _CERTIFICATE])
     release(gateway)
+
+
+def test_idle_exit_loses_no_call_on_the_bus(gateway: Host) -> None:
+    """Calls that come about when it goes: each is answered, by that daemon or by the next."""
+    gateway.write(_CONFIG, "idle_exit = 0.2\n" + _OPEN)
+    ask = f"busctl get-property {_NAME} /org/scistream/scistreamd1 {_NAME}.Manager FreePorts"
+    script = f"for pause in $(seq 0.20 0.01 0.50); do {ask} || exit 1; sleep $pause; done"
+    assert gateway.run(["sh", "-c", script]).stdout.split("\n")[:-1] == ["u 10"] * 31
+    assert gateway.journal("-u", "scistreamd").count("nothing to do") > 3
 
 
 def test_strangers_are_not_served_until_it_is_opened(lab: Lab, gateway: Host) -> None:
