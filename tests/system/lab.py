@@ -191,7 +191,7 @@ def _unshared(directory: Path, lock_number: int, log: int) -> subprocess.Popen[s
 
 def _sweep() -> None:
     """Remove what labs left whose keepers had no time to."""
-    for directory in _labs().glob("*/"):
-        if not _alive(directory):
+    for directory in _labs().iterdir():
+        if directory.is_dir() and not _alive(directory):
             cgroups.remove(group(directory.name))
             shutil.rmtree(directory)
