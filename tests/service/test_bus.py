@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from scistreamd.bus import Bus, interface_xml
 from scistreamd.bus_wire import hang_up
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.model import ChangeKind, Role, State, Uid
-from tests.service.bus_kit import Client, Door, PrivateBus, Refused, connected, door, until, variant
+from tests.service.bus_kit import ME, Client, Door, PrivateBus, Refused, connected, door, until, variant
 
 ERROR = f"{names.SERVICE}.Error"
 UID = "11111111-2222-4333-8444-555555555555"
@@ -66,8 +67,7 @@ async def test_create_show_and_release(scene: Door, client: Client) -> None:
     assert await client.manager("GetTunnel", "s", uid) == [path]
     [[row]] = await client.manager("ListTunnels")
     targets = ["192.0.2.1:5001", "[2001:db8::1]:5002"]
-    owner = "root from this host by D-Bus"
-    assert row == [Uid.parse(uid).id, "PROD", "active", listeners, targets, "Haproxy", owner, path]
+    assert row == [Uid.parse(uid).id, "PROD", "active", listeners, targets, "Haproxy", ME, path]
     shown = await client.properties(path, names.TUNNEL)
     assert shown == {
         "Id": Uid.parse(uid).id,
@@ -80,7 +80,7 @@ async def test_create_show_and_release(scene: Door, client: Client) -> None:
         "Targets": targets,
         "Rate": 0,
         "Unit": "",
-        "Owner": owner,
+        "Owner": ME,
         "CreatedUSec": 1_700_000_000_000_000,
         "ExpiresUSec": 0,
         "Result": "",
@@ -120,7 +120,7 @@ async def test_every_option_reaches_the_manager(scene: Door, client: Client) -> 
     assert [str(each) for each in options.allow_from] == ["192.0.2.0/24", "2001:db8::/32"]
     assert [(str(each.address), each.port) for each in options.listen] == [("127.0.0.1", 27805), ("::1", 0)]
     assert (options.label, options.exact_ports) == ("Messgerät 7", True)
-    assert (grant.caller.user, grant.caller.identity, grant.caller.front_door) == (0, "root", "D-Bus")
+    assert (grant.caller.user, str(grant.caller)) == (os.geteuid(), ME)
 
 
 @pytest.mark.parametrize(
@@ -440,8 +440,8 @@ async def test_changes_leave_an_audit_line_and_reading_none(
     await client.tunnel(path, "Release", "a{sv}", {})
     await refusal(inbound(client, "nonsense"), Code.INVALID_ARGUMENT)
     lines = [record.getMessage() for record in caplog.records if record.name == "scistreamd.audit"]
-    who, tunnel_id = "root from this host by D-Bus", Uid.parse(uid).id
-    assert lines[:2] == [f"CreateInbound by {who} tunnel={tunnel_id}: OK", f"Release by {who} tunnel={tunnel_id}: OK"]
+    made = f"{ME} tunnel={Uid.parse(uid).id}: OK"
+    assert lines[:2] == [f"CreateInbound by {made}", f"Release by {made}"]
     assert lines[2].startswith("CreateInbound by :1.")
     assert "INVALID_ARGUMENT targets[0]: " in lines[2]
     assert len(lines) == 3

@@ -24,9 +24,8 @@ from scistreamd.daemon import Gateway, Plugged
 from scistreamd.errors import Code
 from scistreamd.gate import Verb
 from scistreamd.model import Caller, Options, PortRange, Role, Target, Uid
-from scistreamd.polkit import Polkit
 from scistreamd.runtime import runtime_directory
-from tests.service.bus_kit import Client, PrivateBus, Refused, connected, until, variant
+from tests.service.bus_kit import ME, Client, Judge, PrivateBus, Refused, connected, until, variant
 
 LOOPBACK = ipaddress.ip_address("127.0.0.1")
 SETTINGS = Settings(
@@ -73,7 +72,7 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
     await private.start()
     bus = Bus(private.address)
     plugged = Plugged(
-        authority=Polkit(bus), doors=[lambda manager, gate: BusDoor(bus, manager, gate, lambda: None, LOOPBACK)]
+        authority=Judge(), doors=[lambda manager, gate: BusDoor(bus, manager, gate, lambda: None, LOOPBACK)]
     )
     with runtime_directory() as runtime:
         gateway = Gateway(SETTINGS, runtime, LOOPBACK, plugged)
@@ -126,7 +125,7 @@ async def test_a_stream_through_two_tunnels(scene: Scene) -> None:
                 _, view = await consumer.manager.create(grant, Role.CONS, remote, Options(), Uid.parse(uid))
                 assert await echoed(str(view.listeners[0])) == b"a frame of data"
                 shown = await scene.client.properties(path, names.TUNNEL)
-                assert (shown["State"], shown["Owner"]) == ("active", "root from this host by D-Bus")
+                assert (shown["State"], shown["Owner"]) == ("active", ME)
                 await scene.client.manager("Release", "sa{sv}", uid, {})
         finally:
             await consumer.close()
