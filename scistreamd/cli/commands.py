@@ -19,9 +19,10 @@ EXIT_BROKEN_PIPE = 141
 
 
 _STATUS = """
-exit status: 0 done, 2 wrong usage, 130 interrupted; else what failed: 3 invalid
-argument, 4 too late, 5 not found, 6 exists already, 7 not allowed, 8 exhausted,
-9 not in this state, 12 not supported, 13 internal, 14 not reachable, 16 no token."""
+exit status: 0 done, 2 wrong usage, 130 interrupted, 141 nobody reads the output; else
+what failed: 3 invalid argument, 4 too late, 5 not found, 6 exists already, 7 not allowed,
+8 exhausted, 9 not in this state, 11 cancelled, 12 not supported, 13 internal,
+14 not reachable, 16 no token."""
 
 
 class Command(NamedTuple):

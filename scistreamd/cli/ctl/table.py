@@ -10,8 +10,10 @@ from scistreamd.cli.ctl.screen import UNDERLINE, Screen
 from scistreamd.cli.output import harmless
 
 _GAP = 2
-# A column is not made narrower than this to fit; rather the terminal wraps.
-_NARROWEST = 10
+# A column is not made narrower than an id to fit; rather the terminal wraps.
+_NARROWEST = 12
+# And to this only where words would break otherwise.
+_COMFORTABLE = 16
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,9 @@ def render(screen: Screen, titles: Sequence[str], rows: Sequence[Line], footer: 
     cells = [[_cell(each) for each in row] for row in rows]
     heads = [titles] if screen.legend else []
     columns = [[*(head[i] for head in heads), *(row[i].text for row in cells)] for i in range(len(titles))]
-    widths = _fitted([max(map(columns_of, column), default=0) for column in columns], screen.width)
+    wholes = [max(map(columns_of, column), default=0) for column in columns]
+    words = [max((columns_of(word) for text in column for word in text.split(" ")), default=0) for column in columns]
+    widths = _fitted(wholes, words, screen.width)
     lines = []
     for head in heads if cells else []:
         lines += _wrapped(screen, [Cell(title, UNDERLINE) for title in head], widths)
@@ -70,14 +74,19 @@ def _cell(value: Cell | str) -> Cell:
     return Cell("".join(each if each.isprintable() else "?" for each in harmless(cell.text)), cell.colour)
 
 
-def _fitted(widths: list[int], limit: int | None) -> list[int]:
-    """The widths, the widest ones cut until all fit into ``limit`` columns or are narrow."""
-    fitted = list(widths)
-    while limit is not None and sum(fitted) + _GAP * (len(fitted) - 1) > limit:
-        widest = max(range(len(fitted)), key=lambda index: fitted[index])
-        if fitted[widest] <= _NARROWEST:
-            break
-        fitted[widest] -= 1
+def _fitted(wholes: list[int], words: list[int], limit: int | None) -> list[int]:
+    """The widths, the widest ones cut until all fit into ``limit`` columns.
+
+    ``wholes`` and ``words``: what the columns need for no break, and for no break inside a word.
+    """
+    fitted = list(wholes)
+    comfortable = [max(word, min(whole, _COMFORTABLE)) for word, whole in zip(words, wholes, strict=True)]
+    for floors in (comfortable, words, [_NARROWEST] * len(wholes)):
+        while limit is not None and sum(fitted) + _GAP * (len(fitted) - 1) > limit:
+            wide = [index for index, width in enumerate(fitted) if width > floors[index]]
+            if not wide:
+                break
+            fitted[max(wide, key=lambda index: fitted[index])] -= 1
     return fitted
 
 

@@ -132,7 +132,7 @@ class Tunnels:
         if self._all is None:
             (objects,) = self._bus.read(names.ROOT, names.OBJECT_MANAGER, "GetManagedObjects")
             found = [of(interfaces[names.TUNNEL]) for interfaces in objects.values() if names.TUNNEL in interfaces]
-            self._all = sorted(found, key=lambda tunnel: (tunnel.created_usec, tunnel.id))
+            self._all = sorted(found, key=lambda tunnel: tunnel.created_usec)
         return self._all
 
     def facts(self) -> Facts:
