@@ -6,6 +6,7 @@ while somebody waits for a line, or wants the last ones.
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 from scistreamd import programs
@@ -13,6 +14,7 @@ from scistreamd.child import Child, Watch
 from scistreamd.errors import BugError, Code, ScistreamError
 
 _LAST_LINES = 5
+_SECONDS = 5
 _ENVIRONMENT = {"PATH": programs.PATH, "LANG": "C.UTF-8"}
 
 
@@ -48,10 +50,10 @@ class Journal:
     async def last(self) -> list[str]:
         """The last few lines."""
         # What a process wrote before it ended may not be in the journal yet.
-        await _journalctl("--sync").wait()
+        await _end_of(_journalctl("--sync"))
         # Without --reverse it would be the first lines since then.
         reader = _journalctl("--reverse", f"--lines={_LAST_LINES}", *self._query)
-        await reader.wait()
+        await _end_of(reader)
         return list(reader.lines)[::-1]
 
     async def close(self) -> None:
@@ -59,6 +61,14 @@ class Journal:
         if self._follower:
             await self._follower.end(0)
             self._follower = None
+
+
+async def _end_of(child: Child) -> None:
+    """Wait for its end, or make one: journald may be stuck, and a reason without the last words is one still."""
+    try:
+        await asyncio.wait_for(child.wait(), _SECONDS)
+    except asyncio.TimeoutError:
+        await child.end(0)
 
 
 def _journalctl(*words: str) -> Child:

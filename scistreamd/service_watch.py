@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
 
 STEADY_SECONDS = 30.0
+_RESTARTING = "auto-restart"
 
 
 class ServiceWatch:
-    """Follows SubState and NRestarts of one service, as `Systemd1.watch` tells them."""
+    """Follows SubState and NRestarts of one service."""
 
-    def __init__(self, crashed: Callable[[int], None]) -> None:
-        """``crashed`` is called with how many times in a row systemd started it again by itself."""
+    def __init__(self, restarted: Callable[[], None]) -> None:
+        """``restarted`` is called when systemd has started it again by itself; then NRestarts is to be counted."""
         self.down = asyncio.Event()  # set by each end of the service; whoever waits for one clears it before
-        self._crashed = crashed
+        self._restarted = restarted
+        self._state = ""
         self._restarts: int | None = None
         self._in_a_row = 0
         self._last = 0.0
@@ -24,18 +25,24 @@ class ServiceWatch:
         """It is about to be started by us, which begins its count of restarts anew."""
         self._restarts, self._in_a_row = 0, 0
 
-    def see(self, name: str, value: Any) -> None:
-        """One property, whose value may be the same as before."""
-        if name == "SubState" and value in ("auto-restart", "failed"):
+    def see(self, name: str, value: str) -> None:
+        """As `Systemd1.watch` tells it: the value may be the same as before."""
+        if name != "SubState":
+            return
+        before, self._state = self._state, value
+        if value in (_RESTARTING, "failed"):
             self.down.set()
-        elif name == "NRestarts":
-            # The first value seen of a service that the daemon before started is where counting begins.
-            before, self._restarts = self._restarts, value
-            if before is not None and value > before:
-                self._count(value - before)
+        elif before == _RESTARTING:
+            self._restarted()
 
-    def _count(self, times: int) -> None:
+    def count(self, restarts: int) -> int:
+        """Take the value of NRestarts; returns how many times in a row systemd started it, 0 where that is not new."""
+        # Of a service that the daemon before started, the restart that was just seen is the first to count.
+        before = restarts - 1 if self._restarts is None else self._restarts
+        self._restarts = restarts
+        if restarts <= before:
+            return 0
         now = asyncio.get_running_loop().time()
-        self._in_a_row = times if now - self._last > STEADY_SECONDS else self._in_a_row + times
+        self._in_a_row = restarts - before + (0 if now - self._last > STEADY_SECONDS else self._in_a_row)
         self._last = now
-        self._crashed(self._in_a_row)
+        return self._in_a_row

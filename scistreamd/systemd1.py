@@ -36,15 +36,14 @@ from scistreamd.systemd_wire import (
 from scistreamd.units import Unit
 
 _UNIT = f"{NAME}.Unit"
-_SERVICE = f"{NAME}.Service"
 _NO_SUCH_UNIT = f"{NAME}.NoSuchUnit"
 
 _MATCHES = (
     f"type='signal',sender='{NAME}',interface='{MANAGER}',member='JobRemoved'",
     f"type='signal',sender='{NAME}',interface='{MANAGER}',member='UnitRemoved'",
-    # One rule for all units: dbus-daemon allows a connection 512 rules, and a tunnel would need two.
+    # One rule for all units: dbus-daemon allows a connection 512 rules, and a tunnel would need two. That of the
+    # Service interface would bring NRestarts, and dozens of other values with it, each time that a unit changes.
     f"type='signal',sender='{NAME}',interface='{PROPERTIES}',arg0='{_UNIT}'",
-    f"type='signal',sender='{NAME}',interface='{PROPERTIES}',arg0='{_SERVICE}'",
 )
 _RECONNECT_SECONDS = 0.2
 
@@ -150,7 +149,7 @@ class Systemd1:
             self._removals.discard(removed)
 
     def watch(self, unit: str, see: See) -> None:
-        """Call ``see(property, value)`` as ActiveState, SubState and NRestarts change, until `unwatch`.
+        """Call ``see(property, value)`` as ActiveState and SubState change, until `unwatch`.
 
         A unit that is removed is told of as inactive. What changed while the
         bus was away is told when it is back; the same value may come twice.
@@ -210,8 +209,8 @@ class Systemd1:
             states = await self.loaded(*(unit for unit, _ in self._watched.values())) if self._watched else {}
             for unit, see in list(self._watched.values()):
                 see("ActiveState", states[unit].active if unit in states else "inactive")
-                if unit in states and unit.endswith(".service"):
-                    see("NRestarts", await self.get(unit, "Service", "NRestarts"))
+                if unit in states:
+                    see("SubState", states[unit].sub)
         except (UnitError, Disconnected) as problem:
             _log.warning("the tunnels' units could not be looked at: %s", problem)
         for removed in self._removals:
@@ -223,7 +222,7 @@ class Systemd1:
         if message.member == "PropertiesChanged" and message.path in self._watched:
             _, see = self._watched[message.path]
             for name, variant in message.body[1].items():
-                if name in ("ActiveState", "SubState", "NRestarts"):
+                if name in ("ActiveState", "SubState"):
                     see(name, variant.value)
         elif message.member == "JobRemoved":
             _, path, _, result = message.body

@@ -52,7 +52,7 @@ class SystemdHeld:
         self._closing: asyncio.Future[None] | None = None
         self._ended = False
         self._failed = False
-        self._service = ServiceWatch(self._crashed)
+        self._service = ServiceWatch(lambda: self._spawn(self._count_restarts()))
         self._tasks: set[asyncio.Task[None]] = set()
         self._watch()
 
@@ -214,8 +214,10 @@ class SystemdHeld:
                 await self._drain(self._program, drain)
         finally:
             self._unwatch()
-            for task in self._tasks:
+            tasks = list(self._tasks)
+            for task in tasks:
                 task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await self._launcher.stop_units(self._id)
             self._launcher.remove_files(self._id)
 
@@ -261,13 +263,17 @@ class SystemdHeld:
             f" (`journalctl -u 'scistream-{self._id}*'` shows when)"
         )
 
-    def _crashed(self, in_a_row: int) -> None:
-        if not self._program or self._closing:
+    async def _count_restarts(self) -> None:
+        try:
+            times = self._service.count(await self._systemd.get(self._names.service, "Service", "NRestarts"))
+        except (UnitError, Disconnected):
+            return  # it has ended, which the socket tells; or the next restart tells more
+        if not times or not self._program or self._closing:
             return
         _log.error("data server ended; systemd started it again", extra={"tunnel": self._id})
-        if in_a_row > _RESTARTS_IN_A_ROW and not self._failed:
+        if times > _RESTARTS_IN_A_ROW and not self._failed:
             self._failed = True
-            self._spawn(self._give_up(in_a_row))
+            await self._give_up(times)
 
     async def _give_up(self, times: int) -> None:
         """A crash loop: end it, and keep the port until the tunnel is released."""
