@@ -17,7 +17,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from dbus_next import DBusError, Message, MessageFlag, MessageType, NameFlag, RequestNameReply
+from dbus_next import AuthError, DBusError, Message, MessageFlag, MessageType, NameFlag, RequestNameReply
 
 from scistreamd import names
 from scistreamd.bus_messages import Answers, Call, CallError, Reply, Signal, User
@@ -103,10 +103,12 @@ class Bus:
 
     def emit(self, signal: Signal) -> None:
         """Send it to all who listen; lost while there is no connection, for they see our name go and come."""
-        message = Message.new_signal(
-            signal.path, signal.interface, signal.member, signal.signature, to_wire(signal.body)
-        )
-        send(self._connection, message)
+        try:
+            body = to_wire(signal.body)
+            message = Message.new_signal(signal.path, signal.interface, signal.member, signal.signature, body)
+            send(self._connection, message)
+        except Exception:  # the manager tells in the middle of its steps, which a fault here must not upset
+            _log.exception("cannot tell of %s", signal.member)
 
     async def user_of(self, sender: str) -> User:
         """Whose connection it is; ScistreamError(CANCELLED) where it has gone."""
@@ -178,7 +180,7 @@ class Bus:
                 await hang_up(made)
             if isinstance(problem, DBusError):
                 raise _no_name(f"the bus does not let us have it: {problem.text}") from problem
-            if isinstance(problem, OSError | EOFError | asyncio.TimeoutError):
+            if isinstance(problem, OSError | EOFError | AuthError | asyncio.TimeoutError):
                 where = self._address or "the system bus"
                 raise ScistreamError(
                     Code.UNAVAILABLE, f"D-Bus: no connection to {where}: {problem}", "start dbus.service"
@@ -204,6 +206,9 @@ class Bus:
                     await self._connect()
                 except ScistreamError as problem:
                     _log.log(logging.DEBUG if attempt else logging.WARNING, "%s", problem)
+                    attempt += 1
+                except Exception:
+                    _log.exception("cannot connect to D-Bus")
                     attempt += 1
                 else:
                     _log.info("connected to D-Bus again")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any
 
 from dbus_next import BusType, Message, MessageFlag, SignatureType, Variant
@@ -43,8 +44,26 @@ class _Reader(Unmarshaller):
             self._depth -= 1
 
 
+class _PatientSocket:
+    """The socket as dbus-next's writer sees it: a full one takes 0 bytes, where the writer waits until it is writable.
+
+    With BlockingIOError the writer gives the whole connection up, after a burst
+    of signals or a long reply. Remove it with dbus-next.
+    """
+
+    def __init__(self, inner: socket.socket) -> None:
+        self._inner = inner
+
+    def send(self, data: memoryview) -> int:
+        """As `socket.socket.send`."""
+        try:
+            return self._inner.send(data)
+        except BlockingIOError:
+            return 0
+
+
 class Connection(MessageBus):
-    """dbus-next's connection; long messages are not unpacked, and a socket that finds no bus is closed."""
+    """dbus-next's connection without three faults of it: long messages stall it, a full socket or no bus break it."""
 
     def __init__(self, address: str | None) -> None:
         """``address`` None: the system bus. OSError where it is not there, ValueError where it is no address."""
@@ -54,6 +73,7 @@ class Connection(MessageBus):
             self._stream.close()
             self._sock.close()
             raise
+        self._writer.sock = _PatientSocket(self._sock)
 
     def _create_unmarshaller(self) -> Unmarshaller:
         return _Reader(self._stream)  # type: ignore[no-untyped-call]  # as above
