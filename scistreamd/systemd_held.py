@@ -32,12 +32,7 @@ class SystemdHeld:
     """One tunnel's units and files. `interfaces.Held`."""
 
     def __init__(
-        self,
-        launcher: SystemdLauncher,
-        tunnel_id: str,
-        binds: Sequence[Bind],
-        told: Told,
-        seconds: float | None = None,
+        self, launcher: SystemdLauncher, tunnel_id: str, binds: Sequence[Bind], told: Told, seconds: float | None = None
     ) -> None:
         """Made by `SystemdLauncher` when the socket unit listens; it ends ``seconds`` from now."""
         self._launcher = launcher
@@ -214,10 +209,10 @@ class SystemdHeld:
                 await self._drain(self._program, drain)
         finally:
             self._unwatch()
-            tasks = list(self._tasks)
-            for task in tasks:
+            for task in self._tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            if self._tasks:
+                await asyncio.wait(self._tasks)
             await self._launcher.stop_units(self._id)
             self._launcher.remove_files(self._id)
 
