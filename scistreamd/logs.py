@@ -46,6 +46,7 @@ class JournalHandler(logging.Handler):
         super().__init__()
         self._path = path
         self._program = program
+        self.setFormatter(logging.Formatter("%(message)s"))  # else basicConfig() sets another
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
         self._fallback = logging.StreamHandler(sys.stderr)
