@@ -66,6 +66,7 @@ def _description(plan: Plan) -> str:
 def _global(plan: Plan) -> str:
     # edge-triggered: else HAProxy 2.6 loses the end of a stream that its sender half-closes while data flows
     # both ways against back-pressure: it sees the hang-up without the unread data (docs/data-servers.md).
+    # httpclient: HAProxy's own HTTP client, which nothing here uses, would load the system's CAs at each start.
     # tune.ssl.cachesize 0 and no-tls-tickets: no resumption, every connection proves itself anew.
     return f"""global
     description {_description(plan)}
@@ -75,6 +76,7 @@ def _global(plan: Plan) -> str:
     no strict-limits
     tune.bufsize {plan.tuning.buffer_bytes}
     tune.ssl.cachesize 0
+    httpclient.ssl.verify none
     expose-experimental-directives
     tune.fd.edge-triggered on
 """
