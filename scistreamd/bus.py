@@ -12,9 +12,7 @@ import asyncio
 import contextlib
 import logging
 import pwd
-import sys
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 from dbus_next import AuthError, DBusError, Message, MessageFlag, MessageType, NameFlag, RequestNameReply
@@ -45,17 +43,6 @@ _RETRY = (0.1, 0.5, 2.0, 5.0)  # seconds between attempts; the last one again an
 _NO_SENDER = ("org.freedesktop.DBus.Error.NameHasNoOwner", "org.freedesktop.DBus.Error.ServiceUnknown")
 
 _log = logging.getLogger("scistreamd.bus")
-
-
-def interface_xml() -> str:
-    """The text of dbus/org.scistream.scistreamd1.xml, from the source tree or from where it is installed."""
-    file = f"{names.SERVICE}.xml"
-    installed = Path("share") / "dbus-1" / "interfaces" / file
-    source = Path(__file__).parent.parent / "dbus" / file
-    for path in (source, Path(sys.prefix) / installed, Path("/usr") / installed):
-        with contextlib.suppress(FileNotFoundError):
-            return path.read_text(encoding="utf-8")
-    raise ScistreamError(Code.FAILED_PRECONDITION, f"{file} is not installed", "install scistreamd anew")
 
 
 class Bus:

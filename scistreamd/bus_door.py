@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
-from scistreamd import sockets
-from scistreamd.bus import Bus, interface_xml
+from scistreamd import names, sockets
+from scistreamd.bus import Bus
 from scistreamd.bus_api import BusApi, Host
-from scistreamd.errors import ScistreamError
+from scistreamd.errors import Code, ScistreamError
 from scistreamd.gate import Gate
 from scistreamd.interfaces import Bind, PortsBusy
 from scistreamd.manager import Manager
 from scistreamd.model import Endpoint, IPAddress
 
 _GRACE = 5.0  # seconds for calls that are under way when the daemon stops
+
+
+def interface_xml() -> str:
+    """The text of dbus/org.scistream.scistreamd1.xml, from the source tree or from where it is installed."""
+    file = f"{names.SERVICE}.xml"
+    installed = Path("share") / "dbus-1" / "interfaces" / file
+    source = Path(__file__).parent.parent / "dbus" / file
+    for path in (source, Path(sys.prefix) / installed, Path("/usr") / installed):
+        with contextlib.suppress(FileNotFoundError):
+            return path.read_text(encoding="utf-8")
+    raise ScistreamError(Code.FAILED_PRECONDITION, f"{file} is not installed", "install scistreamd anew")
 
 
 class BusDoor:

@@ -16,7 +16,8 @@ from dbus_next import Message, MessageFlag, Variant
 
 import scistreamd
 from scistreamd import introspection, names
-from scistreamd.bus import Bus, interface_xml
+from scistreamd.bus import Bus
+from scistreamd.bus_door import interface_xml
 from scistreamd.bus_wire import hang_up
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.model import ChangeKind, Role, State, Uid
