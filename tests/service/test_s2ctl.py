@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import stat
+import sys
+from argparse import Namespace
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +18,7 @@ import pytest_asyncio
 
 from scistreamd import __version__
 from scistreamd.cli import s2ctl
+from scistreamd.cli.ctl import permission
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.model import ChangeKind, State, Uid
 from tests.service.bus_kit import Door, PrivateBus, door, until
@@ -307,3 +311,36 @@ async def test_a_refusal_with_its_hint(scene: Door, run: Run, monkeypatch: pytes
     said = await run("inbound", "a:1")
     assert said.status == Code.PERMISSION_DENIED.exit_status
     assert said.err == "s2ctl: target a (192.0.2.1) is no target\nhint: name another (or none)\n"
+
+
+async def test_a_password_may_be_asked_for(
+    scene: Door, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """polkit's agent is there before the call, which allows to ask; and gone after it."""
+    agent = tmp_path / "pkttyagent"
+    agent.write_text(f'#!/bin/sh\necho "$$ $*" > {tmp_path}/agent\neval "exec $3>&-"\nexec sleep 60\n')
+    agent.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(permission, "may_ask", lambda options: True)
+    tunnels = [(await made(run))["id"] for _ in range(2)]
+    assert scene.tunnels.calls[0][1].caller.interactive
+    number, _, words = (tmp_path / "agent").read_text().strip().partition(" ")
+    assert words.startswith("--fallback --notify-fd ")
+    assert words.endswith(f" --process {os.getpid()}")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(number), 0)
+    said = await run("release", *tunnels)
+    assert said.out.splitlines() == [f"Released {each}." for each in tunnels]
+    agent.unlink()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert (await run("inbound", "192.0.2.1:1", "-q")).status == 0
+
+
+@pytest.mark.parametrize(
+    ("root", "terminal", "refused", "asks"),
+    [(False, True, False, True), (True, True, False, False), (False, False, False, False), (False, True, True, False)],
+)
+def test_who_is_asked(root: bool, terminal: bool, refused: bool, asks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0 if root else 1000)
+    monkeypatch.setattr(sys, "stdin", Namespace(isatty=lambda: terminal))
+    assert permission.may_ask(Namespace(no_ask_password=refused)) is asks
