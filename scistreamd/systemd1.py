@@ -66,7 +66,8 @@ class Systemd1:
     def __init__(self) -> None:
         self._bus: MessageBus | None = None
         self._up = asyncio.Event()
-        self._keeper: asyncio.Task[None] | None = None
+        self._doubt = asyncio.Event()
+        self._keepers: list[asyncio.Task[None]] = []
         self._queues: set[asyncio.Queue[tuple[str, str] | None]] = set()
         self._watched: dict[str, tuple[str, See]] = {}
         self._removals: set[asyncio.Event] = set()
@@ -81,15 +82,19 @@ class Systemd1:
                 f"systemd cannot be reached over the system bus: {problem}",
                 "without systemd, use the Subprocess types of data servers, or s2cs",
             ) from problem
-        self._keeper = asyncio.create_task(self._keep(bus), name="systemd1 connection")
+        self._keepers = [
+            asyncio.create_task(self._keep(bus), name="systemd1 connection"),
+            asyncio.create_task(self._settle_doubts(), name="systemd1 doubts"),
+        ]
 
     async def close(self) -> None:
         """End the connection; what was watched is told nothing more."""
         self._watched.clear()
-        if self._keeper:
-            self._keeper.cancel()
-            await asyncio.wait([self._keeper])
-        if self._bus:  # the task had not begun
+        for keeper in self._keepers:
+            keeper.cancel()
+        if self._keepers:
+            await asyncio.wait(self._keepers)
+        if self._bus:  # the tasks had not begun
             self._lost(self._bus)
 
     # Units
@@ -111,7 +116,7 @@ class Systemd1:
             try:
                 await self._job("StopUnit", "ss", [unit, "replace"])
             except Disconnected:
-                await self._up.wait()  # once more: to stop what is stopped does no harm
+                await asyncio.sleep(_RECONNECT_SECONDS)  # then once more: to stop what is stopped does no harm
             except JobError as problem:
                 if problem.result != "canceled":
                     raise  # else another job took its place, such as the end that a stopped tunnel sets off
@@ -188,6 +193,12 @@ class Systemd1:
             bus = await self._reconnect()
             await self._look_again()
 
+    async def _settle_doubts(self) -> None:
+        while True:
+            await self._doubt.wait()
+            self._doubt.clear()
+            await self._look_again()
+
     def _lost(self, bus: MessageBus) -> None:
         self._bus = None
         self._up.clear()
@@ -212,7 +223,8 @@ class Systemd1:
                 if unit in states:
                     see("SubState", states[unit].sub)
         except (UnitError, Disconnected) as problem:
-            _log.warning("the tunnels' units could not be looked at: %s", problem)
+            _log.info("the tunnels' units cannot be looked at just now: %s", problem)
+            asyncio.get_running_loop().call_later(_RECONNECT_SECONDS, self._doubt.set)
         for removed in self._removals:
             removed.set()
 
@@ -231,7 +243,7 @@ class Systemd1:
         elif message.member == "UnitRemoved":
             _, path = message.body
             if path in self._watched:
-                self._watched[path][1]("ActiveState", "inactive")
+                self._doubt.set()  # a reload of systemd removes all units and makes them anew
             for removed in self._removals:
                 removed.set()
 

@@ -170,18 +170,17 @@ class SystemdHeld:
     def _write(self, program: Program) -> None:
         for name, text in program.config.items():
             write_file(Path(self.places.config) / name, text.encode(), 0o644, None)
-        write_file(Path(self._host.environment), units.environment(program).encode(), 0o600, None)
+        self._write_script(units.script(program))
 
-    def _unwrite(self) -> None:
-        """From its next start on the service waits."""
-        Path(self._host.environment).unlink(missing_ok=True)
+    def _write_script(self, text: str) -> None:
+        write_file(Path(self.places.config) / units.SCRIPT, text.encode(), 0o644, None)
 
     async def _restart_with(self, program: Program | None) -> None:
         """Have the service run this, or wait: its port stays held."""
         if program:
             self._write(program)
         else:
-            self._unwrite()
+            self._write_script(units.WAITING)
         if not (self._closing or self._ended):
             with contextlib.suppress(JobError, UnitError):  # somebody stopped it, which ends the tunnel
                 await self._systemd.restart(self._names.service)
@@ -213,8 +212,10 @@ class SystemdHeld:
                 task.cancel()
             if self._tasks:
                 await asyncio.wait(self._tasks)
-            await self._launcher.stop_units(self._id)
-            self._launcher.remove_files(self._id)
+            try:
+                await self._launcher.stop_units(self._id)
+            finally:
+                self._launcher.remove_files(self._id)
 
     async def _drain(self, program: Program, seconds: float) -> None:
         """Let running streams end by themselves for so long, and no new ones begin.
@@ -225,7 +226,7 @@ class SystemdHeld:
             _log.warning("this data server takes new streams while it drains", extra={"tunnel": self._id})
         else:
             # systemd starts it again when it has ended: to wait.
-            self._unwrite()
+            self._write_script(units.WAITING)
             self._service.down.clear()
             with contextlib.suppress(UnitError, Disconnected):  # it has ended
                 await self._systemd.kill_main(self._names.service, program.drain_signal)

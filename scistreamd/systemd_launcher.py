@@ -2,8 +2,8 @@
 
 `units` says what they are, `systemd1` makes them. A tunnel's files are in a
 directory of its own below the daemon's: ``config`` (seen by the data server),
-``secrets`` and ``environment`` (read by PID 1 at each start), ``scratch``
-(made by PID 1 at each start, for that user).
+``secrets`` (read by PID 1 at each start), ``scratch`` (made by PID 1 at each
+start, for the data server's user).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from scistreamd import programs, sockets, units
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.interfaces import Bind, DataServer, Places, Program, Told
+from scistreamd.places import write_file
 from scistreamd.systemd1 import Systemd1
 from scistreamd.systemd_held import SystemdHeld
 from scistreamd.systemd_wire import JobError, UnitError
@@ -76,7 +77,7 @@ class SystemdLauncher:
     def host_places(self, tunnel_id: str) -> units.HostPlaces:
         """Where they are for us."""
         root = PurePosixPath(self.runtime / tunnel_id)
-        return units.HostPlaces(PurePosixPath(self.runtime), root / "secrets", root / "environment")
+        return units.HostPlaces(PurePosixPath(self.runtime), root / "secrets")
 
     async def hold(self, tunnel_id: str, binds: Sequence[Bind], told: Told) -> SystemdHeld:
         """See `interfaces.Launcher.hold`; ALREADY_EXISTS where a unit of this tunnel runs."""
@@ -133,6 +134,8 @@ class SystemdLauncher:
             path.chmod(mode)
         for name in units.SECRET_FILES:  # empty until `serve`: systemd does not start a service that lacks one
             (root / "secrets" / name).touch(0o600)
+        if not (root / "config" / units.SCRIPT).exists():
+            write_file(root / "config" / units.SCRIPT, units.WAITING.encode(), 0o644, None)
 
     def remove_files(self, tunnel_id: str) -> None:
         """Remove all files of a tunnel, its keys among them."""

@@ -20,6 +20,7 @@ MANAGER = f"{NAME}.Manager"
 DBUS = "org.freedesktop.DBus"
 PROPERTIES = "org.freedesktop.DBus.Properties"
 CALL_SECONDS = 30
+_NO_REPLY = "org.freedesktop.DBus.Error.NoReply"
 _DENIED = ("org.freedesktop.DBus.Error.AccessDenied", "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired")
 
 
@@ -78,6 +79,8 @@ async def ask(bus: MessageBus, name: str, method: Method, body: list[Any]) -> li
             raise ScistreamError(
                 Code.PERMISSION_DENIED, f"systemd refuses to start and stop units for this user: {text}", "run as root"
             )
+        if reply.error_name == _NO_REPLY:  # systemd is being executed anew
+            raise Disconnected
         raise UnitError(str(reply.error_name), text)
     return list(reply.body)
 

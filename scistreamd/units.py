@@ -14,7 +14,8 @@ scistream-<id>-end.service  ends it: it conflicts with socket and service
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -27,14 +28,12 @@ SLICE = "scistream.slice"
 PATTERN = "scistream-*"
 SECRET_FILES = (CA_FILE, LEAF_FILE, PSK_FILE)
 
-# What the service runs, as a variable: a unit's command cannot change, what it reads at each start can.
-_RUN = "SCISTREAM_RUN"
-_WAITING = f"{_RUN}=sleep infinity"
+# What the service runs, a file beside the configuration: a unit's command cannot change, what it reads can.
+SCRIPT = "run.sh"
+WAITING = "exec sleep infinity\n"
 
 _TUNNEL_UNIT = re.compile(r"scistream-([0-9a-f]{12})\.(socket|service)", re.ASCII)
 _END_TIMER = re.compile(r"scistream-[0-9a-f]{12}-end([0-9]*)\.timer", re.ASCII)
-# What neither systemd.exec(5) EnvironmentFile= nor the splitting of `$NAME` into words changes.
-_PLAIN_WORD = re.compile(r"[A-Za-z0-9/._+:=@,;-]+", re.ASCII)
 
 _MS_REC = 16384  # mount(2)
 _SIGTERM_STATUS = 143  # what HAProxy's master exits with when it is told to end
@@ -133,7 +132,6 @@ class HostPlaces:
 
     runtime: PurePosixPath
     secrets: PurePosixPath
-    environment: PurePosixPath
 
 
 def credentials(tunnel_id: str) -> PurePosixPath:
@@ -141,17 +139,10 @@ def credentials(tunnel_id: str) -> PurePosixPath:
     return PurePosixPath("/run/credentials") / Names(tunnel_id).service
 
 
-def environment(program: Program) -> str:
-    """The EnvironmentFile= with which the service runs ``program``; without this file it waits.
-
-    systemd reads it at each start, so one unit serves whatever program comes.
-    BugError for what would not arrive as it is.
-    """
-    variables: Mapping[str, str] = {_RUN: " ".join(program.argv), **program.environment}
-    for word in (*program.argv, *variables, *program.environment.values()):
-        if not _PLAIN_WORD.fullmatch(word):
-            raise BugError(f"{word!r} cannot be written into an environment file")
-    return "".join(f"{name}={value}\n" for name, value in variables.items())
+def script(program: Program) -> str:
+    """The text of `SCRIPT` with which the service runs ``program``; `WAITING` is that of a service that waits."""
+    variables = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in program.environment.items())
+    return f"{variables}exec {shlex.join(program.argv)}\n"
 
 
 def listen(binds: Sequence[Bind]) -> list[list[str]]:
@@ -182,7 +173,7 @@ def _service(names: Names, places: Places, host: HostPlaces, limits: Limits) -> 
     return (
         *_about(names, f"SciStream tunnel {names.tunnel_id}: data server"),
         Property("Slice", "s", SLICE),
-        *_life(names, host),
+        *_life(names, places),
         *_files(places, host),
         *ARMOUR,
         Property("MemoryMax", "t", limits.memory_bytes),
@@ -193,15 +184,14 @@ def _service(names: Names, places: Places, host: HostPlaces, limits: Limits) -> 
     )
 
 
-def _life(names: Names, host: HostPlaces) -> tuple[Property, ...]:
+def _life(names: Names, places: Places) -> tuple[Property, ...]:
     """How it starts, waits, starts again and ends."""
     return (
         Property("Type", "s", "exec"),
         # An early connection starts the service before there is an update: it waits, and the client with it.
         # As the main process, for each process in this armour takes 60 ms to start; so no ExecStartPre= waits.
-        Property("Environment", "as", [_WAITING]),
-        Property("EnvironmentFiles", "a(sb)", [[str(host.environment), True]]),
-        Property("ExecStart", "a(sasb)", [_command("/usr/bin/env", f"${_RUN}")]),
+        # No variable either: systemd 252 writes `$` down so that it is none any more after a daemon-reload.
+        Property("ExecStart", "a(sasb)", [_command("/bin/sh", str(places.config / SCRIPT))]),
         Property("TimeoutStopUSec", "t", _STOP_USEC),
         Property("NonBlocking", "b", True),  # nginx leaves inherited sockets as they are
         Property("SuccessExitStatus", "(aiai)", [[_SIGTERM_STATUS], []]),

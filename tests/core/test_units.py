@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import ipaddress
 import re
+import shlex
 import signal
+import subprocess
+import sys
 from pathlib import PurePosixPath
 
 import pytest
@@ -20,7 +22,7 @@ from scistreamd.unit_properties import Limits
 ID = "0123456789ab"
 RUNTIME = PurePosixPath("/run/scistreamd")
 PLACES = Places(RUNTIME / ID / "config", units.credentials(ID), RUNTIME / ID / "scratch")
-HOST = units.HostPlaces(RUNTIME, RUNTIME / ID / "secrets", RUNTIME / ID / "environment")
+HOST = units.HostPlaces(RUNTIME, RUNTIME / ID / "secrets")
 ABOUT = {
     "Documentation": ("as", ["man:scistreamd(8)", "man:s2ctl(1)"]),
     "CollectMode": ("s", "inactive-or-failed"),
@@ -43,9 +45,7 @@ SERVICE = {
     "Description": ("s", "SciStream tunnel 0123456789ab: data server"),
     "Slice": ("s", "scistream.slice"),
     "Type": ("s", "exec"),
-    "Environment": ("as", ["SCISTREAM_RUN=sleep infinity"]),
-    "EnvironmentFiles": ("a(sb)", [["/run/scistreamd/0123456789ab/environment", True]]),
-    "ExecStart": ("a(sasb)", [["/usr/bin/env", ["/usr/bin/env", "$SCISTREAM_RUN"], False]]),
+    "ExecStart": ("a(sasb)", [["/bin/sh", ["/bin/sh", "/run/scistreamd/0123456789ab/config/run.sh"], False]]),
     "TimeoutStopUSec": ("t", 5_000_000),
     "NonBlocking": ("b", True),
     "SuccessExitStatus": ("(aiai)", [[143], []]),
@@ -195,18 +195,28 @@ PLAN = Plan(
 )
 
 
+def in_a_shell(text: str) -> list[str]:
+    """The words and the variable NGINX that a program started by the script sees."""
+    show = "import os, sys; print(os.environ.get('NGINX'), *sys.argv[1:], sep='\\0', end='')"
+    stand_in = text.replace("exec ", f"exec {shlex.quote(sys.executable)} -c {shlex.quote(show)} ")
+    return subprocess.run(["sh", "-c", stand_in], check=True, capture_output=True, text=True).stdout.split("\0")
+
+
 @pytest.mark.parametrize("server", DATA_SERVERS, ids=lambda server: server.name)
-def test_every_data_server_can_be_told_by_an_environment_file(server: DataServer) -> None:
+def test_every_data_server_gets_its_words_and_variables(server: DataServer) -> None:
     program = server.render(PLAN, PLACES)
-    lines = units.environment(program).splitlines()
-    assert lines[0] == f"SCISTREAM_RUN={' '.join(program.argv)}"
-    assert lines[1:] == [f"{name}={value}" for name, value in program.environment.items()]
+    assert in_a_shell(units.script(program)) == [str(program.environment.get("NGINX")), *program.argv]
 
 
-@pytest.mark.parametrize("word", ["two words", "", "a\nb", "$HOME", "'quoted'", 'a"b', "back\\slash", "#", "%d"])
-def test_what_systemd_would_change_is_a_bug(word: str) -> None:
-    program = Program(("sleep", word), {}, {}, LogSays("ready"), signal.SIGHUP, None)
-    with pytest.raises(BugError):
-        units.environment(program)
-    with pytest.raises(BugError):
-        units.environment(dataclasses.replace(program, argv=("sleep",), environment={"NGINX": word}))
+def test_no_word_is_changed_by_the_shell() -> None:
+    words = ("two words", "", "a\nb", "$HOME", "'quoted'", 'a"b', "back\\slash", "#", "%d", "`id`", ";", "*")
+    program = Program(("sleep", *words), {"NGINX": "".join(words)}, {}, LogSays("ready"), signal.SIGHUP, None)
+    assert in_a_shell(units.script(program)) == ["".join(words), "sleep", *words]
+
+
+def test_no_command_of_a_unit_has_a_variable_or_a_specifier() -> None:
+    """systemd 252 writes them down escaped, and reads them back after a daemon-reload as something else."""
+    for unit in made(bind("192.0.2.1", 5100)):
+        for each in unit.properties:
+            if each.name.startswith("Exec"):
+                assert not set("$%\\") & set(str(each.value))

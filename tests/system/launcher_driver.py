@@ -595,6 +595,35 @@ async def the_bus_comes_back(launcher: SystemdLauncher) -> None:
 
 
 @scene
+async def systemd_is_reloaded(launcher: SystemdLauncher) -> None:
+    """As packages do it when they are installed: tunnels run on, and are watched as before."""
+    waiting, serving = Tunnel("Nginx", Role.PROD, FURTHER_PORT), Tunnel("Nginx", Role.PROD, PORT)
+    serving.security = Security.NONE
+    async with held(launcher, waiting) as other, application(APPLICATION, b"1"), application(OTHER_APPLICATION, b"2"):
+        one = await launcher.hold(serving.uid.id, serving.binds, serving.ear.told)
+        await one.serve(serving.program(launcher, APPLICATION), {})
+        async with stream(PORT) as (reader, writer):
+            assert await reader.readexactly(1) == b"1"
+            for word in ("daemon-reload", "daemon-reexec", "daemon-reload"):
+                await asyncio.to_thread(call, "systemctl", word)
+                await one.serve(serving.program(launcher, OTHER_APPLICATION), {})
+                assert await greeting(PORT) == b"2"
+            writer.write(b"runs on")
+            assert await asyncio.wait_for(reader.readexactly(7), SECONDS) == b"runs on"
+        assert not waiting.ear.heard and not serving.ear.heard
+        await other.serve(waiting.program(launcher, APPLICATION), waiting.keys)
+        await one.limit(100)
+        call("systemctl", "kill", "--signal=KILL", serving.names.service)
+        while not (again := await greeting(PORT)):
+            pass
+        assert again == b"2"
+        call("systemctl", "stop", serving.names.service)
+        assert "was stopped" in await asyncio.wait_for(serving.ear.ended, SECONDS)
+        await one.close()
+        assert not waiting.ear.heard
+
+
+@scene
 async def many(launcher: SystemdLauncher) -> None:
     """Forty at a time."""
     tunnels = [Tunnel("Nginx", Role.PROD, 5200 + number) for number in range(40)]
