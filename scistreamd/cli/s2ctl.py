@@ -6,6 +6,7 @@ runs, since the user waits for every import.
 
 from __future__ import annotations
 
+import io
 import sys
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
@@ -118,6 +119,8 @@ _FIRST = ("-h", "--help", "-v", "--version")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run s2ctl with ``argv`` (default: the command line); returns the exit status."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a label may have characters that the locale has not
     return commands.main(TOOL, command_first(with_json_mode(sys.argv[1:] if argv is None else argv)))
 
 

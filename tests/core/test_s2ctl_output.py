@@ -154,6 +154,15 @@ def test_events(signal: Signal, event: Event | None) -> None:
     assert events.event_of(signal) == event
 
 
+def test_events_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    events._tell(
+        of_width(None), Event("changed", ID, {"id": ID, "state": "failed", "targets": ["a:1", "b:2"], "rate": 0})
+    )
+    events._tell(of_width(None), Event("stopped"))
+    lines = [line.split(" ", 1)[1] for line in capsys.readouterr().out.splitlines()]
+    assert lines == [f"{ID} changed state=failed targets=a:1,b:2", "scistreamd   stopped"]
+
+
 def test_ssh_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert remote.command("root@gate:2222", "x") == ["ssh", "-xT", "-p", "2222", "--", "root@gate", "x"]
     assert remote.command("[2001:db8::1]", "x") == ["ssh", "-xT", "--", "2001:db8::1", "x"]

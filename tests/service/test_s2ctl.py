@@ -233,6 +233,16 @@ async def test_release(scene: Door, run: Run) -> None:
     assert (await run("release", "--all", ids[0])).status == 2
 
 
+async def test_release_of_more_than_the_daemon_takes_at_once(scene: Door, run: Run) -> None:
+    view = replace(scene.tunnels.view((await made(run))["id"]), listeners=())
+    for number in range(130):
+        scene.tunnels.change(ChangeKind.ADDED, replace(view, id=f"{number:012x}"))
+    said = await run("release", "--all")
+    assert (said.status, said.err) == (0, "")
+    assert len(said.out.splitlines()) == 131
+    assert scene.tunnels.tunnels() == ()
+
+
 async def test_check(scene: Door, run: Run) -> None:
     assert (await run("check")).out.splitlines()[1:] == ["27800-27809  free", "", "10 of 10 free."]
     await made(run)

@@ -20,7 +20,7 @@ import pytest_asyncio
 
 from scistreamd.errors import Code
 from scistreamd.model import ChangeKind, Role, State, TunnelView
-from tests.service.bus_kit import Client, Door, PrivateBus, connected, door
+from tests.service.bus_kit import Client, Door, PrivateBus, connected, door, variant
 
 COMMAND = (sys.executable, "-m", "scistreamd.cli.s2ctl")
 
@@ -211,6 +211,14 @@ async def test_logs(scene: Door, client: Client, programs: Path) -> None:
     assert err.startswith("s2ctl: there is no journalctl here\nhint: without a journal")
     program(programs, "journalctl", "echo broken >&2; exit 1")
     assert "(no log lines: broken)" in (await said("status", tunnel))[1]
+
+
+async def test_any_locale(scene: Door, client: Client) -> None:
+    _, path, _ = await client.manager("CreateInbound", "asa{sv}", ["192.0.2.1:1"], {"label": variant("s", "Ströme")})
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    status, out, err = await said("status", "Ströme", "-n0", env=ascii_only)
+    assert (status, err) == (0, "")
+    assert out.startswith(f"* {path.rpartition('/')[2]} - Str?me\n")
 
 
 async def test_configuration(tmp_path: Path) -> None:

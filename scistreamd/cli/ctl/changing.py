@@ -18,6 +18,8 @@ from scistreamd.errors import Code, ScistreamError
 from scistreamd.model import Uid
 
 _NAME = "s2ctl"
+# scistreamd takes 64 calls of one connection at the same time.
+_AT_ONCE = 50
 
 
 @contextlib.contextmanager
@@ -134,7 +136,8 @@ def release(options: Namespace) -> int:
         found = [row.id for row in tunnels.rows()] if options.all else [tunnels.find(text) for text in options.ids]
         wanted = list(dict.fromkeys(found))
         # One after the other where a password may be asked for: nobody can type into several prompts.
-        groups = [[each] for each in wanted] if permission.may_ask(options) else [wanted]
+        size = 1 if permission.may_ask(options) else _AT_ONCE
+        groups = [wanted[start : start + size] for start in range(0, len(wanted), size)]
         failures = [code for group in groups for code in _released(options, tunnels, group, drain)]
     return failures[0].exit_status if failures else 0
 

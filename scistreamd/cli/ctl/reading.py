@@ -80,7 +80,7 @@ def _gateway_status(screen: Screen, facts: Facts, rows: Sequence[Row]) -> int:
     told = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
     screen.text(
         [
-            f"{screen.paint('●', GREEN)} {screen.paint('scistreamd', BOLD)} {facts.version}",
+            f"{screen.paint(screen.dot, GREEN)} {screen.paint('scistreamd', BOLD)} {facts.version}",
             *pairs(
                 screen,
                 [
@@ -96,7 +96,7 @@ def _gateway_status(screen: Screen, facts: Facts, rows: Sequence[Row]) -> int:
 
 
 def _heading(screen: Screen, tunnel: Tunnel) -> list[str]:
-    dot = screen.paint("●", STATE_COLOURS.get(tunnel.state, ""))
+    dot = screen.paint(screen.dot, STATE_COLOURS.get(tunnel.state, ""))
     label = f" - {tunnel.label}" if tunnel.label else ""
     (line,) = render(Screen(None, False, False, False, "off"), ("",), [[f"{tunnel.id}{label}"]], "")
     return [f"{dot} {screen.paint(line, BOLD)}"]

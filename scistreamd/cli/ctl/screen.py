@@ -55,6 +55,15 @@ class Screen:
         """Whether a program reads."""
         return self.mode != "off"
 
+    @property
+    def dot(self) -> str:
+        """The dot of systemctl's status lines, or an asterisk where the output has no such character."""
+        try:
+            "●".encode(sys.stdout.encoding)
+        except UnicodeEncodeError:
+            return "*"
+        return "●"
+
     def paint(self, text: str, colour: str) -> str:
         """The text in a colour (ECMA-48, Select Graphic Rendition), where there are colours."""
         return f"\x1b[{colour}m{text}\x1b[0m" if self.colour and colour and text else text
