@@ -172,7 +172,8 @@ class Calls(AbstractHandler):
         self._brief.discard(stream)
         self.ended_at = asyncio.get_running_loop().time()
         release_stream()
-        if stream.closable:
+        # grpclib before 0.4.8 calls a stream closable whose connection is gone.
+        if not stream.connection.is_closing() and stream.closable:
             # RFC 9113, 8.1: all was said; a caller that never ends its half must not keep the stream.
             stream.reset_nowait()
 
