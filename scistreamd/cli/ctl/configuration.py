@@ -5,7 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 from argparse import Namespace
+from pathlib import Path
 
+import scistreamd
 from scistreamd.cli import output
 from scistreamd.cli.ctl.screen import Screen
 
@@ -36,7 +38,8 @@ def check(options: Namespace) -> int:
 
 def _checked(options: Namespace) -> subprocess.CompletedProcess[str]:
     """Run the check; what is wrong it says itself, on standard error, by its exit status, which is ours too."""
-    # -I: no module of the current directory is taken for one of ours.
-    words = [sys.executable, "-I", "-m", "scistreamd.service_main", "--check-config"]
+    # -I: no module of the current directory is taken for one of ours; it hides us, too, where we are not installed.
+    start = "import sys; sys.path.append(sys.argv.pop(1)); from scistreamd.service_main import main; sys.exit(main())"
+    words = [sys.executable, "-I", "-c", start, str(Path(scistreamd.__file__).parent.parent), "--check-config"]
     words += ["--config", options.config] if options.config is not None else []
     return subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603
