@@ -135,6 +135,17 @@ async def test_a_terminal_has_colours_and_a_width(scene: Door, client: Client, p
     assert tunnel in await on_terminal(80, "list", SYSTEMD_PAGER="/nowhere/pager", PATH="/nowhere")
 
 
+async def test_list_imports_only_what_it_needs(scene: Door) -> None:
+    script = "import sys; from scistreamd.cli.s2ctl import main; main(['list']); print(*sys.modules)"
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE)
+    out, _ = await process.communicate()
+    listed, _, modules = out.decode().rstrip().rpartition("\n")
+    assert listed == "No tunnels."
+    imported = {name for name in modules.split() if "." not in name or name.startswith("scistreamd.")}
+    assert not imported & {"cryptography", "grpclib", "google", "h2", "pyroute2", "tomllib"}
+    assert not imported & {f"scistreamd.cli.ctl.{name}" for name in ("changing", "configuration", "events", "journal")}
+
+
 async def test_over_ssh(scene: Door, client: Client, programs: Path, tmp_path: Path) -> None:
     tunnel = await inbound(client)
     address = os.environ["DBUS_SYSTEM_BUS_ADDRESS"]
