@@ -193,5 +193,3 @@ class SystemdLauncher:
         except asyncio.TimeoutError:
             left = ", ".join(await self.systemd.loaded(*names.every))
             raise ScistreamError(Code.INTERNAL, f"stopped, but still in systemd's memory: {left}") from None
-
-

@@ -27,9 +27,7 @@ def endpoint(address: str, port: int) -> Endpoint:
     return Endpoint(ipaddress.ip_address(address), port)
 
 
-def plan(
-    role: Role, security: Security, *, udp: bool = False, generation: int = 1, tuning: Tuning = DEFAULTS
-) -> Plan:
+def plan(role: Role, security: Security, *, udp: bool = False, generation: int = 1, tuning: Tuning = DEFAULTS) -> Plan:
     """Two listeners, the second with two target addresses."""
     return Plan(
         "0123456789ab",

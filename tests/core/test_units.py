@@ -127,9 +127,7 @@ def bind(address: str, port: int, udp: bool = False) -> Bind:
 
 
 def made(*binds: Bind) -> tuple[units.Unit, ...]:
-    return units.tunnel_units(
-        ID, binds, PLACES, HOST, keepalive_idle=60, reserved_seconds=300, limits=Limits()
-    )
+    return units.tunnel_units(ID, binds, PLACES, HOST, keepalive_idle=60, reserved_seconds=300, limits=Limits())
 
 
 def table(unit: units.Unit) -> dict[str, tuple[str, object]]:

@@ -93,12 +93,8 @@ class FalseGateway:
 def false_gateways(directory: Path, uid: Uid) -> dict[str, ssl.SSLContext]:
     """Servers whom the outbound gateway of ``uid`` must refuse."""
     made = {
-        "another tunnel": context(
-            directory, TunnelKeys().files(Uid.random(), Role.PROD, Security.TLS), server=True
-        ),
-        "a reflected certificate": context(
-            directory, TunnelKeys().files(uid, Role.CONS, Security.TLS), server=True
-        ),
+        "another tunnel": context(directory, TunnelKeys().files(Uid.random(), Role.PROD, Security.TLS), server=True),
+        "a reflected certificate": context(directory, TunnelKeys().files(uid, Role.CONS, Security.TLS), server=True),
         "TLS 1.2": context(directory, TunnelKeys().files(uid, Role.PROD, Security.TLS), server=True),
     }
     made["TLS 1.2"].maximum_version = ssl.TLSVersion.TLSv1_2
@@ -149,5 +145,3 @@ class Tap:
                 version = int.from_bytes(hello[at + 4 : at + 6], "big")
             at += 4 + length
         return version, suite
-
-

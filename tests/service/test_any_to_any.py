@@ -158,9 +158,7 @@ async def test_psk_null_refuses_another_key_and_none(scene: Field, tmp_path: Pat
         "Stunnel", Role.PROD, await scene.application(echo), uid=uid, security=Security.PSK_NULL
     )
     for each, passes in ((Uid.random(), False), (uid, True)):
-        outbound = await scene.gateway(
-            "Stunnel", Role.CONS, *inbound.listeners, uid=each, security=Security.PSK_NULL
-        )
+        outbound = await scene.gateway("Stunnel", Role.CONS, *inbound.listeners, uid=each, security=Security.PSK_NULL)
         assert await answers(outbound.listeners[0]) == passes
     # What two SciStream 1.2 peers agree on: no key, no certificate, no cipher.
     anonymous = context(tmp_path, None)
@@ -322,9 +320,7 @@ async def test_nginx_forwards_udp_and_tcp_of_one_port(scene: Field) -> None:
         lambda: Datagrams(answer=True), ("127.0.0.1", application.port), family=socket.AF_INET
     )
     scene.stack.callback(server.close)
-    gateway = await scene.gateway(
-        "Nginx", Role.CONS, application, uid=Uid.random(), security=Security.NONE, udp=True
-    )
+    gateway = await scene.gateway("Nginx", Role.CONS, application, uid=Uid.random(), security=Security.NONE, udp=True)
     listener = gateway.listeners[0]
     client, answered = await loop.create_datagram_endpoint(
         lambda: Datagrams(answer=False), remote_addr=(str(listener.address), listener.port)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.service import lab as tutorial
 from tests.service.lab import Typed
-from tests.system.host import ENVIRONMENT, send_inside
+from tests.system.host import ENVIRONMENT, Host, send_inside
 from tests.system.lab import Lab
 
 pytestmark = pytest.mark.timeout(600)  # the first lab of a machine builds the base tree
@@ -53,10 +53,11 @@ class Server(tutorial.Server):
 
 def test_every_command_prints_what_the_document_shows(lab: Lab, tmp_path: Path) -> None:
     terminals = Terminals(lab, tmp_path)
+    before = {host.name: _files(host) for host in lab.hosts()}
     with ExitStack() as ends:
         for typed in tutorial.read(DOCUMENT):
             _type(terminals, typed, ends)
-    _nothing_is_left(lab)
+    _nothing_is_left(lab, before)
 
 
 def _type(terminals: Terminals, typed: Typed, ends: ExitStack) -> None:
@@ -76,10 +77,14 @@ def _end(server: Server) -> None:
     assert server.end() == 0, server.typed.command
 
 
-def _nothing_is_left(lab: Lab) -> None:
+def _files(host: Host) -> set[str]:
+    return set(host.run(["ls", "/root"]).stdout.split())
+
+
+def _nothing_is_left(lab: Lab, before: dict[str, set[str]]) -> None:
     for host in lab.hosts():
         assert host.run(["ss", "-Htln"]).stdout == "", host.name
         assert host.run(["pgrep", "-l", "s2cs|haproxy|nginx|stunnel|iperf"], check=False).stdout == "", host.name
         assert host.state() == "running"
         host.run(["sh", "-c", "rm -f /root/server.* /root/producers2.* /root/vagrant/*"])
-        assert host.run(["ls", "/root"]).stdout == "vagrant\n"
+        assert _files(host) - before[host.name] <= {"vagrant"}
