@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
-from scistreamd import options
+from scistreamd import names, options
 from scistreamd.bus_messages import Typed
 from scistreamd.errors import invalid
 from scistreamd.model import Listen, Options, Security, Uid, shown
@@ -16,17 +16,6 @@ MAX_DRAIN = 24 * 3600
 
 Given = Mapping[str, Typed]
 
-_SIGNATURES = {
-    "uid": "s",
-    "type": "s",
-    "listen": "as",
-    "rate": "t",
-    "security": "s",
-    "lifetime": "t",
-    "allow-from": "as",
-    "label": "s",
-    "drain": "t",
-}
 OUTBOUND = ("type", "listen", "rate", "security", "lifetime", "allow-from", "label")
 INBOUND = ("uid", *OUTBOUND)
 UPDATE = ("rate", "lifetime")
@@ -82,8 +71,8 @@ def _check(given: Given, known: Collection[str]) -> None:
     for name, typed in given.items():
         if name not in known:
             raise invalid("options", f"{shown(name)} is not an option here", f"one of: {', '.join(known)}")
-        if typed.signature != _SIGNATURES[name]:
-            raise invalid(name, f"has the type {typed.signature}", f"it takes {_SIGNATURES[name]}")
+        if typed.signature != names.OPTION_SIGNATURES[name]:
+            raise invalid(name, f"has the type {typed.signature}", f"it takes {names.OPTION_SIGNATURES[name]}")
 
 
 def _number(given: Given, name: str, most: int) -> int | None:

@@ -52,3 +52,17 @@ def error_name(code: Code) -> str:
 def action(verb: str) -> str:
     """The polkit action of a verb."""
     return f"{SERVICE}.{verb}"
+
+
+# The options a{sv} of the methods, with the D-Bus type of each.
+OPTION_SIGNATURES = {
+    "uid": "s",
+    "type": "s",
+    "listen": "as",
+    "rate": "t",
+    "security": "s",
+    "lifetime": "t",
+    "allow-from": "as",
+    "label": "s",
+    "drain": "t",
+}

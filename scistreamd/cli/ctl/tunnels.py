@@ -18,17 +18,6 @@ from scistreamd.model import Uid, shown
 _ID = re.compile(r"[0-9a-f]{12}", re.ASCII)
 _PREFIX = re.compile(r"[0-9a-f]{1,12}", re.ASCII)
 _SHOWN_MATCHES = 5
-_SIGNATURES = {
-    "uid": "s",
-    "type": "s",
-    "listen": "as",
-    "rate": "t",
-    "security": "s",
-    "lifetime": "t",
-    "allow-from": "as",
-    "label": "s",
-    "drain": "t",
-}
 
 # D-Bus property to field of `Tunnel`, in the order of the fields.
 PROPERTIES = {
@@ -235,7 +224,7 @@ def _id_of(path: str) -> str:
 
 
 def _variants(options: Options) -> dict[str, Variant]:
-    return {name: Variant(_SIGNATURES[name], value) for name, value in options.items()}
+    return {name: Variant(names.OPTION_SIGNATURES[name], value) for name, value in options.items()}
 
 
 def _uid(text: str) -> Uid | None:
