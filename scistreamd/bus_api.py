@@ -18,6 +18,7 @@ from scistreamd.bus_signals import Announcer
 from scistreamd.config import Settings
 from scistreamd.errors import Code, ScistreamError, invalid
 from scistreamd.gate import Grant, Verb
+from scistreamd.identity import Identity
 from scistreamd.introspection import Interface
 from scistreamd.model import Caller, Change, Options, Role, Target, TunnelView, Uid
 
@@ -149,7 +150,11 @@ class BusApi:
     async def _caller(self, call: Call, trail: Trail) -> Caller:
         user = await self._bus.user_of(call.sender)
         caller = Caller(
-            FRONT_DOOR, identity=user.name, user=user.number, bus_name=call.sender, interactive=call.interactive
+            FRONT_DOOR,
+            identity=Identity("local", str(user.number), user.name),
+            user=user.number,
+            bus_name=call.sender,
+            interactive=call.interactive,
         )
         trail.who = str(caller)
         return caller
@@ -160,9 +165,9 @@ class BusApi:
         caller = await self._caller(call, trail)
         if not tunnel_id:
             return await self._gate.authorize(caller, verb)
-        owner = self._tunnels.view(tunnel_id).owner
+        owner = self._tunnels.view(tunnel_id).principal
         grant = await self._gate.authorize(caller, verb, owner)
-        if self._tunnels.view(tunnel_id).owner != owner:
+        if self._tunnels.view(tunnel_id).principal != owner:
             # Asking for a password takes minutes: the UID may have another owner's tunnel by now.
             raise ScistreamError(Code.NOT_FOUND, f"tunnel {tunnel_id} has ended, and another took its place")
         return grant

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class Code(enum.Enum):
@@ -48,10 +48,13 @@ class ScistreamError(Exception):
 
     ``message`` says what is wrong and names the field; ``hint`` says what to do
     about it and may be empty. Neither ever holds a UID or another secret.
+    ``challenges`` go with UNAUTHENTICATED: what to prove oneself with, in the
+    form of WWW-Authenticate (RFC 9110, section 11.6.1).
     """
 
-    def __init__(self, code: Code, message: str, hint: str = "") -> None:
+    def __init__(self, code: Code, message: str, hint: str = "", challenges: Sequence[str] = ()) -> None:
         super().__init__(message)
+        self.challenges = tuple(challenges)
         self.code = code
         self.message = message
         self.hint = hint

@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import enum
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scistreamd.config import Settings
 from scistreamd.dataserver import DATA_SERVERS
 from scistreamd.errors import BugError, Code, ScistreamError, invalid
-from scistreamd.interfaces import Authority, Network
+from scistreamd.identity import Credentials
+from scistreamd.interfaces import Authenticator, Authority, Network
 from scistreamd.model import Caller, Endpoint, IPAddress, Security, Target
 from scistreamd.policy import why_no_target
 
@@ -42,19 +43,58 @@ class Grant:
 class Gate:
     """Decides who may do what, with how much of it, and to which addresses."""
 
-    def __init__(self, settings: Settings, network: Network, authority: Authority | None = None) -> None:
-        """``authority`` decides about users of this host who are not root; None: there are no such callers."""
+    def __init__(
+        self,
+        settings: Settings,
+        network: Network,
+        authority: Authority | None = None,
+        authenticators: Sequence[Authenticator] = (),
+    ) -> None:
+        """``authority`` decides about users of this host who are not root; None: there are no such callers.
+
+        ``authenticators``: who may vouch for callers of the control port, in the order in which they are asked.
+        """
         self._settings = settings
         self._network = network
         self._authority = authority
+        self._authenticators = tuple(authenticators)
+
+    async def identify(self, caller: Caller, credentials: Credentials) -> Caller:
+        """The caller with the identity that the first authenticator who knows the credentials vouches for.
+
+        Without credentials, or without authenticators, the caller as it came.
+        Raises UNAUTHENTICATED where nobody knows them, and UNAVAILABLE where
+        nobody does and one could not be asked.
+        """
+        if not credentials or not self._authenticators:
+            return caller
+        unavailable: ScistreamError | None = None
+        for each in self._authenticators:
+            try:
+                identity = await each.identify(credentials)
+            except ScistreamError as problem:
+                if problem.code is not Code.UNAVAILABLE:
+                    raise
+                unavailable = unavailable or problem
+                continue
+            if identity is not None:
+                return replace(caller, identity=identity)
+        raise unavailable or self._unauthenticated("these credentials are not valid here", "log in again: s2uc login")
+
+    def _unauthenticated(self, message: str, hint: str) -> ScistreamError:
+        challenges = [str(each.challenge) for each in self._authenticators]
+        return ScistreamError(Code.UNAUTHENTICATED, message, hint, challenges)
 
     def admit(self, caller: Caller, verb: Verb) -> Grant:
         """Allow the verb, or raise UNAUTHENTICATED or PERMISSION_DENIED.
 
-        Who has proved nothing is served on loopback alone, unless the operator opened the gateway.
+        Who has proved nothing is served where the operator opened the gateway,
+        else on loopback alone, and nowhere where there is a way to prove it.
         """
+        if self._authenticators and caller.identity is None and self._settings.require_auth:
+            raise self._unauthenticated("this gateway wants to know who asks", "log in first: s2uc login")
         here = caller.peer is None or caller.peer.is_loopback
-        if self._settings.require_auth and not caller.identity and not here:
+        if self._settings.require_auth and caller.identity is None and not here:
             raise ScistreamError(
                 Code.UNAUTHENTICATED,
                 "this gateway has no authentication configured, so it serves its own host alone",
@@ -74,13 +114,13 @@ class Gate:
     async def authorize(self, caller: Caller, verb: Verb, owner: str | None = None) -> Grant:
         """Allow a user of this host the verb: root always, others as the authority decides.
 
-        ``owner``: whose tunnel it is, as `TunnelView` says it; None where the
+        ``owner``: the principal whose tunnel it is; None where the
         verb concerns no tunnel that exists. Raises PERMISSION_DENIED.
         """
         if caller.user != 0:
             if self._authority is None or caller.user is None:
                 raise ScistreamError(Code.PERMISSION_DENIED, f"{verb.value}: only root may, on this gateway")
-            await self._authority.check(caller, verb.value, own=owner in (None, str(caller)))
+            await self._authority.check(caller, verb.value, own=owner in (None, caller.principal))
         return Grant(caller, verb)
 
     def security(self, asked: Security | None, possible: frozenset[Security]) -> Security:

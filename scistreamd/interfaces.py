@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Protocol
 
+from scistreamd.identity import Challenge, Credentials, Identity
 from scistreamd.model import Caller, Endpoint, IPAddress, Role, Security, Uid
 
 if TYPE_CHECKING:
@@ -270,6 +271,22 @@ class Store(Protocol):
 
     def load(self) -> list[Record]:
         """All of them, the oldest first."""
+
+
+class Authenticator(Protocol):
+    """One way to prove to the control port who one is."""
+
+    @property
+    def challenge(self) -> Challenge:
+        """What to tell those who proved nothing."""
+
+    async def identify(self, credentials: Credentials) -> Identity | None:
+        """Who brings these credentials; None where they say nothing to this authenticator.
+
+        Raises UNAUTHENTICATED where they are of its kind and not good, with
+        the reason as far as the caller may know it, and UNAVAILABLE where
+        whom it asks does not answer.
+        """
 
 
 class Authority(Protocol):

@@ -110,7 +110,7 @@ class Manager:
         server says that it accepts, else raises its reason; then a new tunnel
         is gone and a running one runs on as it was.
         """
-        tunnel = self._registry.known(uid.id)
+        tunnel = self._registry.owned(grant.caller, uid.id)
         if role not in (None, tunnel.role):
             raise invalid("role", f"the tunnel's role is {tunnel.role.value}")
         return await self._shielded(self._update(tunnel, targets))
@@ -120,11 +120,7 @@ class Manager:
 
         ``drain``: seconds that running streams get to end by themselves.
         """
-        tunnel = self._registry.known(uid.id)
-        if tunnel.state is State.RELEASING:
-            raise no_tunnel()
-        tunnel.drain = drain
-        await self._shielded(self._end(tunnel, f"released by {grant.caller}"))
+        await self._release(grant, self._registry.owned(grant.caller, uid.id), drain)
 
     # What front doors that know ids call
 
@@ -168,7 +164,7 @@ class Manager:
 
     async def end(self, grant: Grant, tunnel_id: str, drain: float) -> None:
         """As `release`."""
-        await self.release(grant, self._registry.known(tunnel_id).uid, drain)
+        await self._release(grant, self._registry.known(tunnel_id), drain)
 
     def reveal(self, grant: Grant, tunnel_id: str) -> Uid:
         """The UID itself, for the owner."""
@@ -406,6 +402,12 @@ class Manager:
         """End the tunnel after ``seconds``, in place of the time limit that it had."""
         loop = asyncio.get_running_loop()
         tunnel.set_timer(loop.call_later(seconds, lambda: self._spawn(self._end(tunnel, why))))
+
+    async def _release(self, grant: Grant, tunnel: Tunnel, drain: float) -> None:
+        if tunnel.state is State.RELEASING:
+            raise no_tunnel()
+        tunnel.drain = drain
+        await self._shielded(self._end(tunnel, f"released by {grant.caller}"))
 
     async def _end(self, tunnel: Tunnel, why: str, told: ScistreamError | None = None) -> None:
         """Release: everything that opening did is undone when this returns.

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from scistreamd.errors import invalid
+from scistreamd.identity import ANONYMOUS, Identity
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -287,7 +288,7 @@ class Caller:
     """Who asks, and where the question came in.
 
     ``peer`` is None on a UNIX socket; ``reached`` is the address of ours that
-    the caller dialled, ``identity`` what an authenticator proved, if any did.
+    the caller dialled, ``identity`` who an authenticator says it is, if any did.
     On D-Bus ``user`` is the numeric user id, ``bus_name`` the connection's
     unique name, and ``interactive`` whether its user may be asked for a password.
     """
@@ -295,13 +296,18 @@ class Caller:
     front_door: str
     peer: IPAddress | None = None
     reached: IPAddress | None = None
-    identity: str = ""
+    identity: Identity | None = None
     user: int | None = None
     bus_name: str = ""
     interactive: bool = False
 
+    @property
+    def principal(self) -> str:
+        """What says whose a tunnel is; callers who proved nothing are one."""
+        return self.identity.principal if self.identity else ANONYMOUS
+
     def __str__(self) -> str:
-        who = self.identity or "anonymous"
+        who = self.identity or ANONYMOUS
         return f"{who} from {self.peer or 'this host'} by {self.front_door}"
 
 
@@ -316,7 +322,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class TunnelView:
-    """A tunnel as others may see it: no secret, times in microseconds since the epoch (0: none), rate in kB/s."""
+    """A tunnel as others may see it: no secret, times in microseconds since the epoch (0: none), rate in kB/s.
+
+    ``owner`` is for people, ``principal`` says whether a caller is the owner.
+    """
 
     id: str
     label: str
@@ -329,6 +338,7 @@ class TunnelView:
     rate: int
     unit: str
     owner: str
+    principal: str
     created_usec: int
     expires_usec: int
     result: str

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scistreamd.errors import ScistreamError
+from scistreamd.identity import Identity
 from scistreamd.interfaces import Bind
 from scistreamd.model import Caller, Endpoint, IPAddress, Options, Role, Security, State, Target, Uid
 
@@ -55,7 +56,7 @@ class Record:
                 "front_door": self.owner.front_door,
                 "peer": str(self.owner.peer or ""),
                 "reached": str(self.owner.reached or ""),
-                "identity": self.owner.identity,
+                **_identity_json(self.owner.identity),
             },
             "label": self.options.label,
             "lifetime": self.options.lifetime or 0,
@@ -103,4 +104,14 @@ def _endpoint(text: str) -> Endpoint:
 
 def _caller(raw: Any) -> Caller:
     addresses = {key: ipaddress.ip_address(raw[key]) if raw[key] else None for key in ("peer", "reached")}
-    return Caller(str(raw["front_door"]), addresses["peer"], addresses["reached"], str(raw["identity"]))
+    return Caller(str(raw["front_door"]), addresses["peer"], addresses["reached"], _identity(raw))
+
+
+def _identity_json(identity: Identity | None) -> dict[str, str]:
+    if identity is None:
+        return {"method": "", "key": "", "name": ""}
+    return {"method": identity.method, "key": identity.key, "name": identity.name}
+
+
+def _identity(raw: Any) -> Identity | None:
+    return Identity(str(raw["method"]), str(raw["key"]), str(raw["name"])) if raw["method"] else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from scistreamd.errors import Code, ScistreamError, invalid
-from scistreamd.model import Change, ChangeKind, IPAddress, State, TunnelView, Uid
+from scistreamd.model import Caller, Change, ChangeKind, IPAddress, State, TunnelView, Uid
 from scistreamd.tunnel import Tunnel
 
 _ID_LENGTH = 12
@@ -73,6 +73,13 @@ class Registry:
             raise no_tunnel()
         return tunnel
 
+    def owned(self, caller: Caller, tunnel_id: str) -> Tunnel:
+        """The tunnel of an id where it is the caller's; else NOT_FOUND, whether or not there is one of another."""
+        tunnel = self._tunnels.get(tunnel_id)
+        if tunnel is None or tunnel.owner.principal != caller.principal:
+            raise no_tunnel()
+        return tunnel
+
     def find(self, text: str) -> Tunnel:
         """The tunnel of an id or a UID as people type them; INVALID_ARGUMENT or NOT_FOUND."""
         if len(text) == _ID_LENGTH and set(text) <= set("0123456789abcdef"):
@@ -107,6 +114,7 @@ def view_of(tunnel: Tunnel) -> TunnelView:
         rate=tunnel.options.rate,
         unit=tunnel.held.unit if tunnel.held else "",
         owner=str(tunnel.owner),
+        principal=tunnel.owner.principal,
         created_usec=round(tunnel.created * 1e6),
         expires_usec=round(tunnel.expires * 1e6),
         result=tunnel.result,

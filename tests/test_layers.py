@@ -11,7 +11,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "scistreamd"
 
 CORE = {
-    "", "model", "errors", "config", "policy", "ports", "lifecycle", "interfaces", "options", "names", "records",
+    "", "model", "identity", "errors", "config",
+    "policy", "ports", "lifecycle", "interfaces", "options", "names", "records",
     "units", "unit_properties", "configfile", "configkeys", "control.limits", "introspection", "bus_messages",
     "dataserver", "dataserver.common", "dataserver.haproxy", "dataserver.nginx", "dataserver.stunnel",
 }  # fmt: skip

@@ -28,6 +28,8 @@ from scistreamd.model import Caller
 
 # Set in the task of each call, so that handlers that run at once do not mix up their callers.
 CALLER: ContextVar[Caller] = ContextVar("caller")
+# The client certificate of the connection, DER, verified; empty where there is none.
+CERTIFICATE: ContextVar[bytes] = ContextVar("certificate", default=b"")
 
 Headers = list[tuple[str, str]]
 _Message = TypeVar("_Message")
@@ -81,6 +83,7 @@ class Calls(AbstractHandler):
         self._tasks: dict[Stream, asyncio.Task[None]] = {}
         self._brief: set[Stream] = set()
         self._stopped = False
+        self.certificate = b""
         self.ended_at = 0.0
 
     @property
@@ -138,6 +141,7 @@ class Calls(AbstractHandler):
             await _answer(stream, Status.UNAVAILABLE, _STOPPING)
             return
         CALLER.set(self._caller)
+        CERTIFICATE.set(self.certificate)
         timeout = dict(headers).get("grpc-timeout")
         if timeout is not None and not _TIMEOUT.fullmatch(timeout):
             await _answer(stream, Status.INVALID_ARGUMENT, "grpc-timeout: not a duration")

@@ -17,9 +17,10 @@ from h2.exceptions import ProtocolError
 
 from scistreamd.control import scistream_pb2 as pb
 from scistreamd.control import wire
-from scistreamd.control.calls import CALLER
+from scistreamd.control.calls import CALLER, CERTIFICATE
 from scistreamd.errors import ScistreamError
 from scistreamd.gate import Grant, Verb
+from scistreamd.identity import Credentials
 from scistreamd.model import Answer, Caller, Options, Role, Target, Uid
 from scistreamd.options import veiled
 
@@ -50,6 +51,9 @@ class Tunnels(Protocol):
 
 class Admits(Protocol):
     """What this front door asks of `scistreamd.gate.Gate`."""
+
+    async def identify(self, caller: Caller, credentials: Credentials) -> Caller:
+        """The caller with what the credentials prove; raises UNAUTHENTICATED or UNAVAILABLE."""
 
     def admit(self, caller: Caller, verb: Verb) -> Grant:
         """Allow the verb, or raise UNAUTHENTICATED or PERMISSION_DENIED."""
@@ -96,7 +100,7 @@ class ControlService:
         async def call(stream: Stream[_Request, _Reply]) -> None:
             trail = Trail(name)
             try:
-                reply = await _outcome(stream, trail, step)
+                reply = await _outcome(stream, trail, self._gate, step)
             except Refusal as refusal:
                 await refusal.send(stream)
             else:
@@ -137,16 +141,19 @@ class Refusal(GRPCError):
     def __init__(self, error: ScistreamError) -> None:
         super().__init__(Status(error.code.grpc_status), veiled(str(error)))
         self._hint = veiled(error.hint)
+        self._challenges = error.challenges
 
     async def send(self, stream: Stream[Any, Any]) -> None:
         """Answer with trailers alone."""
         metadata = [(wire.HINT, quote(self._hint))] if self._hint else []
+        metadata += [(wire.CHALLENGE, quote(each)) for each in self._challenges]
         await stream.send_trailing_metadata(status=self.status, status_message=self.message, metadata=metadata)
 
 
 async def _outcome(
     stream: Stream[_Request, Any],
     trail: Trail,
+    gate: Admits,
     step: Callable[[_Request, wire.Metadata, Trail], Awaitable[_Reply]],
 ) -> _Reply:
     """The reply, or GRPCError: the one place where errors become statuses."""
@@ -154,7 +161,9 @@ async def _outcome(
         message = await stream.recv_message()
         if message is None:
             raise GRPCError(Status.INVALID_ARGUMENT, "the call brought no request message")
-        reply = await step(message, list((stream.metadata or {}).items()), trail)
+        metadata = list((stream.metadata or {}).items())
+        trail.caller = await gate.identify(trail.caller, wire.credentials(metadata, CERTIFICATE.get()))
+        reply = await step(message, metadata, trail)
     except asyncio.CancelledError:
         trail.close("CANCELLED")
         raise

@@ -78,6 +78,8 @@ class Session(H2Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Send our settings; the limits hold from the first frame on."""
         self._transport = cast(asyncio.Transport, transport)
+        tls = transport.get_extra_info("ssl_object")
+        self.calls.certificate = (tls and tls.getpeercert(binary_form=True)) or b""
         self._h2 = _h2_connection(self._limits)
         self._h2.initiate_connection()
         self.connection = Connection(self._h2, self._transport, config=self.config)

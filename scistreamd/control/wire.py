@@ -14,11 +14,15 @@ from urllib.parse import unquote_to_bytes
 from scistreamd import options
 from scistreamd.control import scistream_pb2 as pb
 from scistreamd.errors import invalid
+from scistreamd.identity import Credentials
 from scistreamd.model import Answer, IPNetwork, Options, Role, Security, Target, Uid, shown
 from scistreamd.options import MAX_LIFETIME
 
 # What we say beside an answer, percent-encoded; deployed clients do not look there.
-HINT, WARNING = "scistream-hint", "scistream-warning"
+HINT, WARNING, CHALLENGE = "scistream-hint", "scistream-warning", "scistream-challenge"
+AUTHORIZATION = "authorization"
+# What deployed clients send when they have no token.
+NO_TOKEN = "INVALID_TOKEN"  # noqa: S105
 PREFIX = "scistream-"
 TYPE = "scistream-type"
 SECURITY = "scistream-security"
@@ -94,6 +98,17 @@ def parse_release(message: pb.Release, metadata: Metadata = ()) -> Uid:
     """``release``: whose tunnel ends."""
     refuse_options(metadata, "release")
     return Uid.parse(message.uid)
+
+
+def credentials(metadata: Metadata, certificate: bytes) -> Credentials:
+    """What a call brought to prove who it is from; deployed clients send a bare token, RFC 6750 has ``Bearer``."""
+    given = [value for key, value in metadata if key == AUTHORIZATION and isinstance(value, str)]
+    if len(given) > 1:
+        raise invalid(AUTHORIZATION, "given more than once")
+    text = given[0].strip() if given else ""
+    scheme, _, rest = text.partition(" ")
+    token = rest.strip() if scheme.lower() == "bearer" else text
+    return Credentials("" if token == NO_TOKEN else token, certificate)
 
 
 def response(answer: Answer) -> pb.Response:

@@ -230,3 +230,24 @@ def _parsed_or_refused(call: Any, message: Any, pairs: list[tuple[str, str | byt
         assert all(character in string.printable for character in told)
         assert "\n" not in told
         assert UID not in told
+
+
+@pytest.mark.parametrize(
+    ("sent", "token"),
+    [
+        ("abc", "abc"),
+        ("Bearer abc", "abc"),
+        ("bearer  abc ", "abc"),
+        ("INVALID_TOKEN", ""),
+        ("Bearer INVALID_TOKEN", ""),
+        ("", ""),
+        ("Bearer", ""),
+    ],
+)
+def test_tokens_come_bare_or_as_bearer(sent: str, token: str) -> None:
+    assert wire.credentials([("authorization", sent), ("other", "x")], b"").token == token
+    assert not wire.credentials([], b"")
+    assert wire.credentials([], b"der")
+    assert "abc" not in repr(wire.credentials([("authorization", sent)], b""))
+    with pytest.raises(ScistreamError, match="more than once"):
+        wire.credentials([("authorization", sent), ("authorization", sent)], b"")

@@ -237,6 +237,7 @@ class Tunnels:
             options.rate,
             "",
             str(grant.caller),
+            grant.caller.principal,
             1_700_000_000_000_000,
             0,
             "",

@@ -26,6 +26,7 @@ from scistreamd.control.limits import Limits
 from scistreamd.control.server import ControlServer
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.gate import Grant, Verb
+from scistreamd.identity import Credentials
 from scistreamd.model import Answer, Caller, Endpoint, Options, Role, Target, Uid
 
 HOST = "127.0.0.1"
@@ -89,6 +90,9 @@ class Doorman:
 
     def __init__(self) -> None:
         self.closed_for: set[Verb] = set()
+
+    async def identify(self, caller: Caller, credentials: Credentials) -> Caller:
+        return caller
 
     def admit(self, caller: Caller, verb: Verb) -> Grant:
         if verb in self.closed_for:

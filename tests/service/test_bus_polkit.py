@@ -19,6 +19,7 @@ from scistreamd.bus_wire import hang_up
 from scistreamd.config import Settings
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.gate import Gate, Verb
+from scistreamd.identity import Identity
 from scistreamd.model import Caller
 from scistreamd.network import HostNetwork
 from scistreamd.polkit import Polkit
@@ -69,7 +70,13 @@ class Scene:
 
     def caller(self, user: int = 1000, *, interactive: bool = False) -> Caller:
         name = self.client.connection.unique_name or ""
-        return Caller("D-Bus", identity=f"user{user}", user=user, bus_name=name, interactive=interactive)
+        return Caller(
+            "D-Bus",
+            identity=Identity("local", str(user), f"user{user}"),
+            user=user,
+            bus_name=name,
+            interactive=interactive,
+        )
 
 
 async def serving(call: Any) -> Any:
@@ -113,7 +120,7 @@ async def test_what_polkit_is_asked(scene: Scene) -> None:
     caller = scene.caller()
     for verb, owner, own in (
         (Verb.CREATE, None, "true"),
-        (Verb.UPDATE, str(caller), "true"),
+        (Verb.UPDATE, caller.principal, "true"),
         (Verb.RELEASE, "somebody else", "false"),
         (Verb.REVEAL, "", "false"),
         (Verb.RELOAD, None, "true"),

@@ -12,6 +12,7 @@ import pytest
 from scistreamd.config import Settings
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.gate import Gate, Grant, Verb
+from scistreamd.identity import Challenge, Credentials, Identity
 from scistreamd.model import Caller, Security, Target
 from scistreamd.network import HostNetwork
 
@@ -104,6 +105,60 @@ def test_who_has_proved_nothing_is_not_served_elsewhere_unless_opened(network: H
             gate.admit(caller, verb)
         assert caught.value.code is Code.UNAUTHENTICATED
         assert "require_auth = false" in caught.value.hint
-    assert gate.admit(replace(caller, identity="somebody"), Verb.CREATE)
+    assert gate.admit(replace(caller, identity=Identity("token", "1", "somebody")), Verb.CREATE)
     gate.reconfigure(Settings(require_auth=False))
     assert gate.admit(caller, Verb.CREATE)
+
+
+ALICE = Identity("token", "1", "alice")
+
+
+class Authenticator:
+    """Vouches for one token, does not know others, and may be out of reach."""
+
+    def __init__(self, token: str, identity: Identity, *, reachable: bool = True) -> None:
+        self.challenge = Challenge("token", (("realm", identity.name),))
+        self.token, self.identity, self.reachable = token, identity, reachable
+
+    async def identify(self, credentials: Credentials) -> Identity | None:
+        if not self.reachable:
+            raise ScistreamError(Code.UNAVAILABLE, "the provider does not answer")
+        return self.identity if credentials.token == self.token else None
+
+
+FAR = Caller("gRPC", peer=ipaddress.ip_address("192.0.2.9"))
+
+
+async def test_the_first_authenticator_that_knows_the_credentials_decides(network: HostNetwork) -> None:
+    bob = Identity("token", "2", "bob")
+    gate = Gate(
+        Settings(), network, None, [Authenticator("a", ALICE), Authenticator("a", bob), Authenticator("b", bob)]
+    )
+    assert (await gate.identify(FAR, Credentials("a"))).identity == ALICE
+    assert (await gate.identify(FAR, Credentials("b"))).identity == bob
+    assert await gate.identify(FAR, Credentials()) == FAR
+    with pytest.raises(ScistreamError) as caught:
+        await gate.identify(FAR, Credentials("c"))
+    assert caught.value.code is Code.UNAUTHENTICATED
+    assert caught.value.challenges == ('token realm="alice"', 'token realm="bob"', 'token realm="bob"')
+    assert Gate(Settings(), network).admit(replace(FAR, identity=ALICE), Verb.CREATE)
+
+
+async def test_a_provider_out_of_reach_fails_closed_and_hides_no_other(network: HostNetwork) -> None:
+    gone = Authenticator("a", ALICE, reachable=False)
+    gate = Gate(Settings(), network, None, [gone, Authenticator("b", ALICE)])
+    assert (await gate.identify(FAR, Credentials("b"))).identity == ALICE
+    with pytest.raises(ScistreamError) as caught:
+        await gate.identify(FAR, Credentials("a"))
+    assert caught.value.code is Code.UNAVAILABLE
+
+
+def test_where_one_can_prove_oneself_loopback_must_too(network: HostNetwork) -> None:
+    gate = Gate(Settings(), network, None, [Authenticator("a", ALICE)])
+    here = Caller("gRPC", peer=ipaddress.ip_address("127.0.0.1"))
+    with pytest.raises(ScistreamError) as caught:
+        gate.admit(here, Verb.CREATE)
+    assert caught.value.code is Code.UNAUTHENTICATED
+    assert caught.value.challenges
+    gate.reconfigure(Settings(require_auth=False))
+    assert gate.admit(here, Verb.CREATE)

@@ -17,6 +17,7 @@ import pytest
 from scistreamd.config import Settings, Times
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.gate import Gate, Grant, Verb
+from scistreamd.identity import Identity
 from scistreamd.keys import TunnelKeys
 from scistreamd.manager import Manager
 from scistreamd.model import (
@@ -476,6 +477,31 @@ async def test_a_failed_tunnel_gives_way_to_a_new_request(monkeypatch: pytest.Mo
         await here.ready(uid)
         await here.update(uid, TARGET)
         assert here.manager.view(uid.id).state is State.ACTIVE
+
+
+async def test_only_the_owner_updates_and_releases_and_a_foreign_uid_looks_unknown() -> None:
+    async with gateway() as gw:
+        uid = Uid.random()
+        alice = replace(CALLER, identity=Identity("token", "1", "alice"))
+        bob = replace(CALLER, identity=Identity("token", "2", "bob"))
+        waiting = asyncio.create_task(gw.manager.request(grant(Verb.CREATE, alice), uid, Role.PROD, 1, Options()))
+        # Knowing the UID is enough for hello: the application says it.
+        await gw.manager.hello(grant(Verb.HELLO), uid, Role.PROD, (TARGET,))
+        await waiting
+        for caller in (bob, CALLER, replace(alice, identity=Identity("mtls", "1", "alice"))):
+            told = []
+            for name in (uid, Uid.random()):
+                with pytest.raises(ScistreamError) as refused:
+                    await gw.manager.update(grant(Verb.UPDATE, caller), name, None, (TARGET,))
+                with pytest.raises(ScistreamError) as kept:
+                    await gw.manager.release(grant(Verb.RELEASE, caller), name)
+                told += [(refused.value.code, str(refused.value)), (kept.value.code, str(kept.value))]
+            assert len(set(told)) == 1
+            assert told[0][0] is Code.NOT_FOUND
+        elsewhere = replace(alice, peer=ipaddress.ip_address("127.0.0.9"))
+        await gw.manager.update(grant(Verb.UPDATE, elsewhere), uid, None, (TARGET,))
+        await gw.manager.release(grant(Verb.RELEASE, elsewhere), uid)
+        assert len(gw.manager) == 0
 
 
 async def test_other_settings_count_from_then_on() -> None:

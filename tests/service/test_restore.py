@@ -17,6 +17,7 @@ import pytest
 
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.gate import Gate, Verb
+from scistreamd.identity import Identity
 from scistreamd.interfaces import Bind, Held, Program, Told
 from scistreamd.keys import TunnelKeys
 from scistreamd.manager import Manager
@@ -233,7 +234,7 @@ def test_a_record_reads_back_as_it_was() -> None:
         security=SETTINGS.default_security,
         binds=(),
         shown_host=ANY,
-        owner=replace(CALLER, identity="uid:1000"),
+        owner=replace(CALLER, identity=Identity("local", "1000", "alice")),
         options=Options(label="ü", lifetime=5),
         targets=(TARGET,),
         generation=3,
