@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 from scistreamd import names, sockets
 from scistreamd.bus import Bus
 from scistreamd.bus_api import BusApi, Host
+from scistreamd.bus_messages import Call, CallError, Reply
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.gate import Gate
 from scistreamd.interfaces import Bind, PortsBusy
@@ -42,20 +44,30 @@ class BusDoor:
         self._any_address = any_address
         host = Host(lambda: gate.settings, self._busy, reload)
         self._api = BusApi(bus, manager, gate, host, interface_xml())
+        self._decided = asyncio.Event()
+        self._serving = False
 
     async def open(self) -> None:
-        """Own the name and answer; ScistreamError where the bus does not let us."""
+        """Own the name; calls wait for `serve`. ScistreamError where the bus does not let us."""
+        await self._bus.serve(self._answer)
+
+    def serve(self) -> None:
+        """Answer the calls that wait, and all others."""
+        self._serving = True
         self._api.start()
-        try:
-            await self._bus.serve(self._api.answer)
-        except BaseException:
-            self._api.stop()
-            raise
+        self._decided.set()
 
     async def close(self) -> None:
         """Take no new call, let those that came finish, and be gone."""
+        self._decided.set()
         await self._bus.close(_GRACE)
         self._api.stop()
+
+    async def _answer(self, call: Call) -> Reply:
+        await self._decided.wait()
+        if not self._serving:
+            raise CallError(names.error_name(Code.UNAVAILABLE), "scistreamd ends before it has served")
+        return await self._api.answer(call)
 
     def settings_changed(self) -> None:
         """Tell of the gateway's properties after a reload."""

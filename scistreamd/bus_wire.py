@@ -22,6 +22,7 @@ class _Reader(Unmarshaller):
     that, in which nobody else would be served. Remove it with dbus-next.
     """
 
+    longest: int | None = LONGEST_MESSAGE
     _depth = 0
     _arguments = 0
 
@@ -35,7 +36,7 @@ class _Reader(Unmarshaller):
         """One value; the first one of all is the header's array of fields."""
         if self._depth == 0:
             self._arguments += 1
-            if self._arguments > 1 and len(self.buf) > LONGEST_MESSAGE:
+            if self._arguments > 1 and self.longest is not None and len(self.buf) > self.longest:
                 return None
         self._depth += 1
         try:
@@ -65,8 +66,12 @@ class _PatientSocket:
 class Connection(MessageBus):
     """dbus-next's connection without three faults of it: long messages stall it, a full socket or no bus break it."""
 
-    def __init__(self, address: str | None) -> None:
-        """``address`` None: the system bus. OSError where it is not there, ValueError where it is no address."""
+    def __init__(self, address: str | None, *, longest: int | None = LONGEST_MESSAGE) -> None:
+        """``address`` None: the system bus. OSError where it is not there, ValueError where it is no address.
+
+        ``longest``: bytes of the longest message that is read whole, None: any.
+        """
+        self._longest = longest
         try:
             super().__init__(address, BusType.SYSTEM)
         except OSError:
@@ -76,7 +81,9 @@ class Connection(MessageBus):
         self._writer.sock = _PatientSocket(self._sock)
 
     def _create_unmarshaller(self) -> Unmarshaller:
-        return _Reader(self._stream)  # type: ignore[no-untyped-call]  # as above
+        reader = _Reader(self._stream)  # type: ignore[no-untyped-call]  # as above
+        reader.longest = self._longest
+        return reader
 
 
 def call_of(message: Message) -> Call:

@@ -183,7 +183,7 @@ KEYS: tuple[Key, ...] = (
     _same("idle_exit", _seconds(0, 365 * _DAYS), "end when there was nothing to do for so long; 0: never"),
     Key("log.level", "log_level", _LEVEL, "the least important lines that are logged"),
     _same("quotas.ports_per_request", _whole(1, 65535), "listeners in one request"),
-    _same("quotas.tunnels_per_peer", _COUNT, "tunnels of one peer at a time"),
+    _same("quotas.tunnels_per_peer", _COUNT, "tunnels of one address, or of one user of this host by D-Bus, at a time"),
     _same("quotas.pending", _COUNT, "requests that wait for hello or update, of all peers together"),
     _same("times.hello", _seconds(1, _DAYS), "how long req waits for hello"),
     _same("times.early_hello", _seconds(0, 3600), "how long a hello waits for its req"),

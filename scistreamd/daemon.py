@@ -44,7 +44,10 @@ class FrontDoor(Protocol):
     """A way in beside the control port, such as D-Bus."""
 
     async def open(self) -> None:
-        """Serve; all tunnels of the daemon before are known by now. ScistreamError where it cannot."""
+        """Be there for callers, who wait until `serve`. ScistreamError where it cannot be."""
+
+    def serve(self) -> None:
+        """Answer: all tunnels of the daemon before are known by now."""
 
     async def close(self) -> None:
         """Take no new call, let those that came finish, and be gone."""
@@ -88,10 +91,13 @@ class Gateway:
     async def start(self, listeners: Sequence[socket.socket], tls: ssl.SSLContext | None) -> None:
         """Go on with the tunnels of the daemon before, then serve on ``listeners``, which are ours from now on."""
         self._tell_missing()
+        # First: to a caller whose call has started us, the bus says after 25 s without our name that we are not there.
+        for door in self._doors:
+            await door.open()
         await self.manager.restore()
         await self.server.start(listeners, tls)
         for door in self._doors:
-            await door.open()
+            door.serve()
 
     async def close(self) -> None:
         """Serve nobody any more, and end the tunnels that end with the daemon."""

@@ -7,6 +7,7 @@ Nothing here opens anything.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Protocol
@@ -236,6 +237,9 @@ class Launcher(Protocol):
 
     def places(self, tunnel_id: str) -> Places:
         """Where the files of a tunnel are, for `adopt`."""
+
+    def survey(self) -> AbstractAsyncContextManager[None]:
+        """While this lasts `adopt` goes by one look at everything; what has changed meanwhile is told at its end."""
 
     async def adopt(self, tunnel_id: str, binds: Sequence[Bind], program: Program | None, told: Told) -> Held | None:
         """Take over a tunnel of the daemon before; None where nothing of it is left.

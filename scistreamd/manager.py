@@ -8,6 +8,7 @@ leaves nothing, and release is the same undo run later. Front doors bring a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -208,11 +209,12 @@ class Manager:
         while its lifetime lasts; of all else the rest is cleared away. What
         looks like a tunnel of ours and is in no book is told of and left alone.
         """
-        launchers = set()
-        for record in self._books.load():
-            tunnel = self._books.tunnel(record)
-            launchers.add(self._planner.launcher_of(tunnel.type))
-            await self._restore(tunnel, is_worth_keeping(record))
+        found = [(self._books.tunnel(record), is_worth_keeping(record)) for record in self._books.load()]
+        launchers = {self._planner.launcher_of(tunnel.type) for tunnel, _ in found}
+        async with contextlib.AsyncExitStack() as surveys:
+            for launcher in launchers:
+                await surveys.enter_async_context(launcher.survey())
+            await asyncio.gather(*(self._restore(*each) for each in found))
         for launcher in launchers:
             for stranger in await launcher.strangers([tunnel.id for tunnel in self._registry]):
                 _log.warning("%s looks like a tunnel of ours and is in no book; it is left alone", stranger)
@@ -233,7 +235,9 @@ class Manager:
                 return
             if tunnel.held is None:
                 await self._make_again(tunnel, launcher)
-        except (ScistreamError, PortsBusy) as problem:
+        except Exception as problem:  # the others go on
+            if not isinstance(problem, ScistreamError | PortsBusy):
+                _log.exception("cannot be restored", extra={"tunnel": tunnel.id})
             self._failed(tunnel, f"it could not be restored: {problem}")
             return
         if tunnel.state is State.READY:
@@ -255,7 +259,7 @@ class Manager:
         former = self._registry.of_uid(uid)
         if former is not None and former.state is State.FAILED:
             await self._end(former, "a new request takes its place")
-        self._settings.quotas.check(count, self._registry.of_peer(grant.caller.peer), self._registry.pending())
+        self._settings.quotas.check(count, self._registry.of_caller(grant.caller), self._registry.pending())
         tunnel = self._planner.tunnel(grant.caller, uid, role, count, options)
         self._enter(tunnel)
         try:

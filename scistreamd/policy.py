@@ -28,7 +28,7 @@ class Quotas:
     def check(self, count: int, of_peer: int, pending: int) -> None:
         """Raise RESOURCE_EXHAUSTED where one more request for ``count`` ports is too much.
 
-        ``of_peer``: tunnels that this peer has now; ``pending``: requests of
+        ``of_peer``: tunnels that this peer (an address, or a user of this host) has now; ``pending``: requests of
         all peers that wait for hello or update now.
         """
         if count > self.ports_per_request:

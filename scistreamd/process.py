@@ -15,6 +15,7 @@ import pwd
 import shutil
 import socket
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 from scistreamd import capabilities, programs, sockets
@@ -70,6 +71,10 @@ class ProcessLauncher:
     def places(self, tunnel_id: str) -> Places:
         """Where the files of a tunnel are."""
         return places_below(self._runtime / tunnel_id)
+
+    def survey(self) -> AbstractAsyncContextManager[None]:
+        """Nothing is ever left to look at."""
+        return contextlib.nullcontext()
 
     async def adopt(self, tunnel_id: str, binds: Sequence[Bind], program: Program | None, told: Told) -> None:
         """Nothing is ever left to adopt."""

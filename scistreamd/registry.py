@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from scistreamd.errors import Code, ScistreamError, invalid
-from scistreamd.model import Caller, Change, ChangeKind, IPAddress, State, TunnelView, Uid
+from scistreamd.model import Caller, Change, ChangeKind, State, TunnelView, Uid
 from scistreamd.tunnel import Tunnel
 
 _ID_LENGTH = 12
@@ -91,9 +91,10 @@ class Registry:
                 raise invalid("id", "neither the id nor the UID of a tunnel", problem.hint) from None
             raise
 
-    def of_peer(self, peer: IPAddress | None) -> int:
-        """How many tunnels a peer has made."""
-        return sum(tunnel.owner.peer == peer for tunnel in self._tunnels.values())
+    def of_caller(self, caller: Caller) -> int:
+        """How many tunnels this caller has made: an address, a user of this host."""
+        who = caller.peer, caller.principal
+        return sum((tunnel.owner.peer, tunnel.owner.principal) == who for tunnel in self._tunnels.values())
 
     def pending(self) -> int:
         """How many wait for hello or update."""

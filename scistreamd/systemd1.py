@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dbus_next import BusType, Message, MessageType
-from dbus_next.aio import MessageBus
+from dbus_next import Message, MessageType
 
+from scistreamd.bus_wire import Connection, end_of
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.systemd_wire import (
     CALL_SECONDS,
@@ -64,7 +64,7 @@ class Systemd1:
     """A connection to systemd, PID 1 of this host. Made in a running event loop, opened by `open`."""
 
     def __init__(self) -> None:
-        self._bus: MessageBus | None = None
+        self._bus: Connection | None = None
         self._up = asyncio.Event()
         self._doubt = asyncio.Event()
         self._keepers: list[asyncio.Task[None]] = []
@@ -165,10 +165,14 @@ class Systemd1:
         """Tell of this unit no more."""
         self._watched.pop(unit_path(unit), None)
 
+    async def look_again(self) -> None:
+        """Tell of all that is watched as it is now."""
+        await self._look_again()
+
     # The connection
 
-    async def _connect(self) -> MessageBus:
-        bus = MessageBus(bus_type=BusType.SYSTEM)
+    async def _connect(self) -> Connection:
+        bus = Connection(None, longest=None)  # the list of a thousand units is long, and PID 1 is trusted
         try:
             await bus.connect()
             bus.add_message_handler(self._heard)
@@ -182,14 +186,13 @@ class Systemd1:
         self._up.set()
         return bus
 
-    async def _keep(self, bus: MessageBus) -> None:
+    async def _keep(self, bus: Connection) -> None:
         while True:
             try:
-                with contextlib.suppress(OSError, EOFError):
-                    await bus.wait_for_disconnect()
+                reason = await end_of(bus)
             finally:
                 self._lost(bus)
-            _log.warning("the connection to the system bus was lost; making it again")
+            _log.warning("the connection to the system bus was lost (%s); making it again", reason)
             bus = await self._reconnect()
             await self._look_again()
 
@@ -199,14 +202,14 @@ class Systemd1:
             self._doubt.clear()
             await self._look_again()
 
-    def _lost(self, bus: MessageBus) -> None:
+    def _lost(self, bus: Connection) -> None:
         self._bus = None
         self._up.clear()
         disconnect(bus)
         for queue in self._queues:
             queue.put_nowait(None)
 
-    async def _reconnect(self) -> MessageBus:
+    async def _reconnect(self) -> Connection:
         while True:
             try:
                 return await self._connect()

@@ -13,14 +13,14 @@ import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from scistreamd import programs, sockets, units
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.interfaces import Bind, DataServer, Places, Program, Told
 from scistreamd.places import write_file
-from scistreamd.systemd1 import Systemd1
+from scistreamd.systemd1 import Systemd1, UnitState
 from scistreamd.systemd_held import SystemdHeld
 from scistreamd.systemd_wire import JobError, UnitError
 from scistreamd.unit_properties import Limits
@@ -57,6 +57,7 @@ class SystemdLauncher:
         self._keepalive_idle = keepalive_idle
         self.reserved_seconds = reserved_seconds
         self._limits = limits or Limits()
+        self._found: dict[str, dict[str, UnitState]] | None = None
         # Many starts at the same time finish no sooner, and the last of them would run into its time limit.
         self.starting = asyncio.Semaphore(2 * (os.cpu_count() or 1))
 
@@ -96,12 +97,32 @@ class SystemdLauncher:
         await self.stop_units(tunnel_id)
         self.remove_files(tunnel_id)
 
+    @contextlib.asynccontextmanager
+    async def survey(self) -> AsyncIterator[None]:
+        """See `interfaces.Launcher.survey`: a look at each tunnel alone is a walk of systemd through all units."""
+        found: dict[str, dict[str, UnitState]] = {}
+        for unit, state in (await self.systemd.loaded(units.PATTERN)).items():
+            if tunnel_id := units.belongs_to(unit):
+                found.setdefault(tunnel_id, {})[unit] = state
+        self._found = found
+        try:
+            yield
+        finally:
+            self._found = None
+        await self.systemd.look_again()
+
+    async def _states(self, tunnel_id: str) -> Mapping[str, UnitState]:
+        """The units of a tunnel that are there."""
+        if self._found is not None:
+            return self._found.get(tunnel_id, {})
+        return await self.systemd.loaded(*units.Names(tunnel_id).every)
+
     async def adopt(
         self, tunnel_id: str, binds: Sequence[Bind], program: Program | None, told: Told
     ) -> SystemdHeld | None:
         """See `interfaces.Launcher.adopt`; a tunnel whose socket is gone is cleared away."""
         names = units.Names(tunnel_id)
-        states = await self.systemd.loaded(*names.every)
+        states = await self._states(tunnel_id)
         if names.socket not in states or states[names.socket].active != "active":
             await self._clear(tunnel_id)
             return None

@@ -33,6 +33,7 @@ SCRIPT = "run.sh"
 WAITING = "exec sleep infinity\n"
 
 _TUNNEL_UNIT = re.compile(r"scistream-([0-9a-f]{12})\.(socket|service)", re.ASCII)
+_ANY_UNIT = re.compile(r"scistream-([0-9a-f]{12})(?:-end[0-9]*)?\.(?:socket|service|timer)", re.ASCII)
 _END_TIMER = re.compile(r"scistream-[0-9a-f]{12}-end([0-9]*)\.timer", re.ASCII)
 
 _MS_REC = 16384  # mount(2)
@@ -89,6 +90,12 @@ class Names:
 def tunnel_of(unit: str) -> str:
     """The id of the tunnel that a socket or service unit is of, or an empty string."""
     found = _TUNNEL_UNIT.fullmatch(unit)
+    return found[1] if found else ""
+
+
+def belongs_to(unit: str) -> str:
+    """The id of the tunnel that any unit is of, or an empty string."""
+    found = _ANY_UNIT.fullmatch(unit)
     return found[1] if found else ""
 
 

@@ -67,6 +67,11 @@ def test_spans(seconds: int, text: str) -> None:
     assert human.span(seconds) == text
 
 
+def test_owners_are_short() -> None:
+    assert human.owner("alice from this host by D-Bus") == "alice"
+    assert human.owner("anonymous from 192.0.2.7 by gRPC") == "anonymous from 192.0.2.7"
+
+
 def test_moments_sort_as_text() -> None:
     early, late = human.moment(1_700_000_000_000_000), human.moment(1_800_000_000_000_000)
     assert early < late < human.moment(0) == "never"

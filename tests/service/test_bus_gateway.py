@@ -134,6 +134,36 @@ async def test_a_stream_through_two_tunnels(scene: Scene) -> None:
     assert scene.gateway.manager.free_ports == len(SETTINGS.port_range)
 
 
+async def test_callers_wait_until_the_tunnels_of_the_daemon_before_are_known(tmp_path: Path) -> None:
+    """The name is there from the start, for the bus waits for that; answers are not."""
+    private = PrivateBus(tmp_path)
+    await private.start()
+    bus = Bus(private.address)
+    with runtime_directory() as runtime:
+        gateway = Gateway(SETTINGS, runtime, LOOPBACK, Plugged())
+        door = BusDoor(bus, gateway.manager, gateway.gate, lambda: None, LOOPBACK)
+        try:
+            async with connected(private.address) as client:
+                for ends in (False, True):
+                    await door.open()
+                    asked = asyncio.create_task(client.manager("ListTunnels", "", *[]))
+                    assert await client.has_owner(names.SERVICE)
+                    await asyncio.sleep(0.1)
+                    assert not asked.done()
+                    if ends:
+                        await door.close()
+                        with pytest.raises(Refused, match="before it has served"):
+                            await asked
+                    else:
+                        door.serve()
+                        assert await asked == [[]]
+                        await door.close()
+                        door = BusDoor(bus, gateway.manager, gateway.gate, lambda: None, LOOPBACK)
+        finally:
+            await gateway.close()
+            await private.stop()
+
+
 async def test_other_front_doors_are_told_of_and_options_are_obeyed(scene: Scene) -> None:
     await scene.client.listen()
     listen = {"listen": variant("as", ["127.0.0.1:27825"]), "lifetime": variant("t", 3600)}
@@ -148,7 +178,7 @@ async def test_other_front_doors_are_told_of_and_options_are_obeyed(scene: Scene
     with pytest.raises(Refused, match=names.error_name(Code.PERMISSION_DENIED)):
         await scene.client.manager("CreateInbound", "asa{sv}", ["192.0.2.1:5001"], {"security": variant("s", "none")})
     grant = scene.gateway.gate.admit(Caller("test", peer=LOOPBACK, reached=LOOPBACK), Verb.RELEASE)
-    await scene.gateway.manager.release(grant, Uid.parse(uid))
+    await scene.gateway.manager.end(grant, Uid.parse(uid).id, 0)
     await until(lambda: [Uid.parse(uid).id, path] in [each.body for each in scene.client.told("TunnelRemoved")])
     assert await scene.client.manager("ListTunnels") == [[]]
 

@@ -51,6 +51,7 @@ SETTINGS = Settings(
     default_type="Nginx",
     times=Times(early_hello=0.3),
 )
+USERS = (Identity("local", "1000", "alice"), Identity("local", "1001", "bob"))
 TARGET = Target.parse("127.0.0.1:26299")
 
 
@@ -351,6 +352,18 @@ async def test_quotas() -> None:
         await asyncio.sleep(0)
         third = replace(CALLER, peer=ipaddress.ip_address("127.0.0.10"))
         assert "3 requests wait" in (await refusal(here.req(Uid.random(), caller=third))).message
+        for each in waiting:
+            each.cancel()
+        await asyncio.wait(waiting)
+
+
+async def test_each_user_of_the_host_has_a_quota_of_its_own() -> None:
+    async with gateway(replace(SETTINGS, quotas=Quotas(tunnels_per_peer=1))) as here:
+        alice, bob = (Caller("D-Bus", reached=LOOPBACK, identity=each) for each in USERS)
+        waiting = [here.req(Uid.random(), caller=each) for each in (alice, bob)]
+        await asyncio.sleep(0)
+        assert "this peer has 1 tunnels" in (await refusal(here.req(Uid.random(), caller=alice))).message
+        assert not any(each.done() for each in waiting)
         for each in waiting:
             each.cancel()
         await asyncio.wait(waiting)

@@ -42,3 +42,8 @@ def counted(number: int, noun: str) -> str:
 def rate(kilobytes: int) -> str:
     """A limit in kB/s."""
     return f"{kilobytes} kB/s" if kilobytes else "no limit"
+
+
+def owner(text: str) -> str:
+    """Whose a tunnel is, for a table: without the front door, and of this host's users the name alone."""
+    return text.rpartition(" by ")[0].removesuffix(" from this host") or text

@@ -47,7 +47,7 @@ def _row(tunnel: Row | Tunnel) -> list[Cell | str]:
     ends = human.moment(tunnel.expires_usec)
     return [
         tunnel.id, tunnel.label, tunnel.role, state, listeners, targets, tunnel.type, tunnel.security, ends,
-        tunnel.owner,
+        human.owner(tunnel.owner),
     ]  # fmt: skip
 
 
