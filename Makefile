@@ -1,10 +1,11 @@
 # The two commands of a newcomer are `make demo` and `make test`; README.md tells more.
-.PHONY: help setup test demo bench lint lab lab-shell lab-down clean
+.PHONY: help setup test demo bench man lint lab lab-shell lab-down clean
 
 help:
 	@echo 'make demo   two gateways on loopback, a real stream through an encrypted tunnel'
 	@echo 'make test   all tests; installs what it needs (Debian packages by apt, the rest into .venv)'
 	@echo 'make bench  the benchmarks; writes docs/PERFORMANCE.md'
+	@echo 'make man    the man pages, into build/man (needs lowdown)'
 	@echo 'make lab    four hosts with systemd, to play the tutorial in; make lab-shell HOST=producer, make lab-down'
 	@echo 'make lint   ruff and mypy'
 	@echo 'make clean  removes what the others made in this tree'
@@ -20,6 +21,10 @@ demo: setup
 
 bench: setup
 	.venv/bin/python -m tests.bench
+
+# For packages too: needs python3 and lowdown, nothing of .venv.
+man:
+	python3 -B packaging/man/render.py build/man
 
 # As root, which sudo makes of a user; -B leaves no files of root's in the tree.
 as_root = $$(test "$$(id -u)" = 0 || echo sudo)

@@ -25,7 +25,7 @@ examples:
   s2cs --listener-ip=192.0.2.11 --type=Haproxy --port-range=5100-5200
 
 Names take `-` or `_`, values stand behind `=` or a space. Exit status: 0 after
-SIGTERM or SIGINT, 2 for wrong usage, else as in docs/differences.md."""
+SIGTERM or SIGINT, 2 for wrong usage, else as in s2cs(8)."""
 
 
 def _parser() -> Parser:
