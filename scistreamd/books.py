@@ -59,6 +59,7 @@ class Books:
             generation=record.generation,
             created=record.created,
             expires=record.expires,
+            rate=record.rate,
         )
 
     def plan(self, tunnel: Tunnel, generation: int) -> Plan:
@@ -100,4 +101,5 @@ def _record(tunnel: Tunnel) -> Record:
         generation=tunnel.generation,
         created=tunnel.created,
         expires=tunnel.expires,
+        rate=tunnel.rate,
     )

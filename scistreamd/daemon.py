@@ -27,7 +27,7 @@ from scistreamd.control.server import ControlServer
 from scistreamd.dataserver import DataServerType
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.gate import Gate
-from scistreamd.interfaces import Authority, Bind, Launcher, PortsBusy, Store
+from scistreamd.interfaces import Authority, Bind, Launcher, PortsBusy, Store, Traffic
 from scistreamd.keys import TunnelKeys
 from scistreamd.manager import Manager
 from scistreamd.model import Endpoint, IPAddress, State
@@ -62,12 +62,14 @@ class Plugged:
 
     ``launcher`` runs the data server types that need not be children of the
     daemon, and ``store`` keeps the books of those tunnels; ``authority``
-    decides about users of this host; ``doors`` are built once the manager is there.
+    decides about users of this host; ``traffic`` is what the kernel's network does
+    for tunnels, in the order of asking; ``doors`` are built once the manager is there.
     """
 
     launcher: Launcher | None = None
     store: Store | None = None
     authority: Authority | None = None
+    traffic: Sequence[Traffic] = ()
     doors: Sequence[Callable[[Manager, Gate], FrontDoor]] = ()
 
 
@@ -81,7 +83,15 @@ class Gateway:
         self._process = ProcessLauncher(runtime, keepalive_idle=settings.tuning.keepalive_idle_seconds)
         self._plugged = plugged
         self.gate = Gate(settings, self._network, plugged.authority)
-        self.manager = Manager(settings, self.gate, TunnelKeys(), self._launcher_of, any_address, store=plugged.store)
+        self.manager = Manager(
+            settings,
+            self.gate,
+            TunnelKeys(),
+            self._launcher_of,
+            any_address,
+            store=plugged.store,
+            traffic=plugged.traffic,
+        )
         self.server = ControlServer(self.manager, self.gate, settings.control.limits)
         self._doors = [make(self.manager, self.gate) for make in plugged.doors]
 

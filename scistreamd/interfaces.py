@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Protocol
 
 from scistreamd.identity import Challenge, Credentials, Identity
-from scistreamd.model import Caller, Endpoint, IPAddress, Role, Security, Uid
+from scistreamd.model import Caller, Endpoint, IPAddress, IPNetwork, Role, Security, Uid
 
 if TYPE_CHECKING:
     from scistreamd.records import Record
@@ -31,10 +31,12 @@ class Bind:
     """One listener to hold: TCP always, and UDP on the same port where asked for.
 
     The address may be a wildcard; ``::`` then takes IPv4 as well.
+    ``allow_from``: the networks that may connect, in IPv4 or IPv6; empty: all.
     """
 
     endpoint: Endpoint
     udp: bool = False
+    allow_from: tuple[IPNetwork, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,10 @@ class DataServer(Protocol):
     def udp_securities(self) -> frozenset[Security]:
         """The modes under which it forwards UDP as well."""
 
+    @property
+    def filters_sources(self) -> bool:
+        """Whether it refuses by itself who is not in `Bind.allow_from`, before it says or hears anything."""
+
     def render(self, plan: Plan, places: Places) -> Program:
         """Render the plan; never raises for a plan whose security is in `securities`."""
 
@@ -195,6 +201,9 @@ class Held(Protocol):
     def unit(self) -> str:
         """The systemd unit that runs the data server, or an empty string."""
 
+    async def user(self) -> int | None:
+        """The numeric user id that the data server has and nobody else, once `serve` has started it, or None."""
+
     async def rebind(self, binds: Sequence[Bind]) -> None:
         """Hold these listeners instead, before the first `serve`.
 
@@ -229,6 +238,10 @@ class Launcher(Protocol):
     def outlives(self) -> bool:
         """Whether tunnels outlive the daemon, and can be adopted by the next one."""
 
+    @property
+    def filters_sources(self) -> bool:
+        """Whether its listeners themselves take nobody who is not in `Bind.allow_from`."""
+
     async def hold(self, tunnel_id: str, binds: Sequence[Bind], told: Told) -> Held:
         """Hold all listeners or none.
 
@@ -252,6 +265,56 @@ class Launcher(Protocol):
 
     def missing(self, server: DataServer) -> str:
         """Why this data server cannot run here, with what to install, or an empty string."""
+
+
+@dataclass(frozen=True)
+class Flow:
+    """A tunnel's traffic, and what the kernel's network is to do about it.
+
+    ``targets``: every address that the data server connects to, empty before
+    `update`. ``rate``: kB/s in each direction, over all connections together,
+    0: no limit. ``allow_from``: who may connect to ``binds``, empty: all;
+    ``guarded``: launcher or data server see to that as well. ``user``: the
+    numeric user id that the data server alone has, None: not known yet, or it has none.
+    """
+
+    tunnel_id: str
+    role: Role
+    binds: tuple[Bind, ...]
+    targets: tuple[Endpoint, ...] = ()
+    rate: int = 0
+    allow_from: tuple[IPNetwork, ...] = ()
+    guarded: bool = False
+    user: int | None = None
+
+
+class Traffic(Protocol):
+    """One thing that the kernel's network does for tunnels: keep others out, hold to a rate, open a firewall."""
+
+    def watch(self, say: Callable[[str, tuple[str, ...]], None]) -> None:
+        """Call ``say`` with a tunnel's id and all its warnings of this part when they change without an `apply`."""
+
+    async def apply(self, flow: Flow) -> tuple[str, ...]:
+        """Do this for the tunnel, in place of what was done for it before; the warnings for its user.
+
+        Called before the listeners are held (no targets yet), when they
+        change, before the data server follows new targets, once its user is
+        known, and for another rate. Streams that run are not touched. Raises
+        ScistreamError, and leaves things as they were, where it cannot be
+        done. A flow that asks for nothing is done nothing for.
+        """
+
+    async def forget(self, tunnel_id: str) -> None:
+        """The tunnel has ended: undo all that was done for it. Not knowing it is fine; raises nothing."""
+
+    async def reconcile(self, flows: Sequence[Flow]) -> Mapping[str, tuple[str, ...]]:
+        """After a restart: put back what is missing for these, remove what is ours and of none; warnings by tunnel id.
+
+        Where something cannot be done, that is a warning.
+        """
+
+    async def close(self) -> None:
+        """The daemon ends; what was done for tunnels that outlive it stays."""
 
 
 class Network(Protocol):

@@ -19,8 +19,9 @@ from scistreamd.books import Books, is_worth_keeping, remaining
 from scistreamd.config import Settings
 from scistreamd.dataserver import DataServerType
 from scistreamd.errors import Code, ScistreamError, invalid
+from scistreamd.flows import Flows
 from scistreamd.gate import Gate, Grant
-from scistreamd.interfaces import Held, KeyMaker, Launcher, Plan, PortsBusy, Store, Told
+from scistreamd.interfaces import Held, KeyMaker, Launcher, Plan, PortsBusy, Store, Told, Traffic
 from scistreamd.lifecycle import Event
 from scistreamd.model import Answer, Change, IPAddress, Options, Role, State, Target, TunnelView, Uid
 from scistreamd.planning import Planner
@@ -44,16 +45,18 @@ class Manager:
         any_address: IPAddress,
         *,
         store: Store | None = None,
+        traffic: Sequence[Traffic] = (),
     ) -> None:
         """``launcher_of`` and ``any_address``: as `planning.Planner` has them; ``store`` keeps the books of
-        tunnels that outlive the daemon, where a launcher has such."""
+        tunnels that outlive the daemon, where a launcher has such; ``traffic``: what the kernel's network can do."""
         self._settings = settings
         self._gate = gate
         self._keys = keys
         self._planner = Planner(settings, gate, launcher_of, any_address)
         self._books = Books(self._planner, store)
-        self._ports = Reservations(settings.port_range)
         self._registry = Registry()
+        self._flows = Flows(traffic, self._guarded, self._registry.changed)
+        self._ports = Reservations(settings.port_range, self._flows)
         self._early: dict[str, set[asyncio.Event]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -198,6 +201,7 @@ class Manager:
             tunnel.set_timer(None)
         while self._tasks:
             await asyncio.wait(self._tasks)
+        await self._flows.close()
 
     # Going on where the daemon before stopped
 
@@ -214,12 +218,24 @@ class Manager:
         async with contextlib.AsyncExitStack() as surveys:
             for launcher in launchers:
                 await surveys.enter_async_context(launcher.survey())
-            await asyncio.gather(*(self._restore(*each) for each in found))
+            await asyncio.gather(*(self._restoring(each, self._adopt(each, keep)) for each, keep in found))
+        # Before any is made again: those that run keep their rates and their guards meanwhile.
+        await self._flows.reconcile(each for each in self._registry if each.held is not None)
+        stay = [each for each in self._registry if each.state in (State.READY, State.ACTIVE)]
+        await asyncio.gather(*(self._restoring(each, self._go_on(each)) for each in stay))
         for launcher in launchers:
             for stranger in await launcher.strangers([tunnel.id for tunnel in self._registry]):
                 _log.warning("%s looks like a tunnel of ours and is in no book; it is left alone", stranger)
 
-    async def _restore(self, tunnel: Tunnel, worth_keeping: bool) -> None:
+    async def _restoring(self, tunnel: Tunnel, step: Coroutine[Any, Any, None]) -> None:
+        try:
+            await step
+        except Exception as problem:  # the others go on
+            if not isinstance(problem, ScistreamError | PortsBusy):
+                _log.exception("cannot be restored", extra={"tunnel": tunnel.id})
+            self._failed(tunnel, f"it could not be restored: {problem}")
+
+    async def _adopt(self, tunnel: Tunnel, worth_keeping: bool) -> None:
         launcher = self._planner.launcher_of(tunnel.type)
         program = None
         if tunnel.state is State.ACTIVE:
@@ -228,18 +244,13 @@ class Manager:
         self._enter(tunnel)
         self._ports.claim(tunnel)
         tunnel.greeted.cancel()  # its req went with the daemon before
-        try:
-            tunnel.held = await launcher.adopt(tunnel.id, tunnel.binds, program, self._told(tunnel))
-            if not worth_keeping or (tunnel.held is None and tunnel.state is State.READY):
-                await self._end(tunnel, "it did not outlive the daemon before")
-                return
-            if tunnel.held is None:
-                await self._make_again(tunnel, launcher)
-        except Exception as problem:  # the others go on
-            if not isinstance(problem, ScistreamError | PortsBusy):
-                _log.exception("cannot be restored", extra={"tunnel": tunnel.id})
-            self._failed(tunnel, f"it could not be restored: {problem}")
-            return
+        tunnel.held = await launcher.adopt(tunnel.id, tunnel.binds, program, self._told(tunnel))
+        if not worth_keeping or (tunnel.held is None and tunnel.state is State.READY):
+            await self._end(tunnel, "it did not outlive the daemon before")
+
+    async def _go_on(self, tunnel: Tunnel) -> None:
+        if tunnel.held is None:
+            await self._make_again(tunnel, self._planner.launcher_of(tunnel.type))
         if tunnel.state is State.READY:
             self._limit(tunnel, self._settings.times.update, "no update came in time")
         elif tunnel.expires:
@@ -248,8 +259,10 @@ class Manager:
         _log.info("goes on", extra={"tunnel": tunnel.id})
 
     async def _make_again(self, tunnel: Tunnel, launcher: Launcher) -> None:
+        await self._flows.apply(tunnel)
         tunnel.held = await launcher.hold(tunnel.id, tunnel.binds, self._told(tunnel))
         await self._run(tunnel, tunnel.held, self._books.plan(tunnel, tunnel.generation))
+        await self._flows.apply(tunnel)
         if tunnel.expires:
             await tunnel.held.limit(remaining(tunnel))
 
@@ -269,7 +282,7 @@ class Manager:
         except BaseException:
             await tunnel.undo.aclose()
             raise
-        for warning in tunnel.warnings:
+        for warning in tunnel.own_warnings:
             _log.warning("%s", warning, extra={"tunnel": tunnel.id})
         self._registry.changed(tunnel)
         for arrived in self._early.get(tunnel.id, ()):
@@ -296,7 +309,12 @@ class Manager:
         self._registry.add(tunnel)
         tunnel.undo.callback(self._registry.remove, tunnel)
         tunnel.undo.callback(self._books.delete, tunnel)
+        # Undone last to first: who may not connect is kept out until nothing listens any more.
+        tunnel.undo.push_async_callback(self._flows.forget, tunnel)
         tunnel.undo.push_async_callback(self._ports.let_go, tunnel)
+
+    def _guarded(self, tunnel: Tunnel) -> bool:
+        return self._planner.launcher_of(tunnel.type).filters_sources or tunnel.type.server.filters_sources
 
     # Hello
 
@@ -351,6 +369,8 @@ class Manager:
                 await self._serve(tunnel, self._books.plan(tunnel, tunnel.generation + 1))
             except BaseException:
                 tunnel.targets, tunnel.addresses = before
+                if tunnel.state is State.ACTIVE:
+                    await self._flows.apply(tunnel)
                 raise
         self._registry.changed(tunnel)
         _log.info("forwards to %s", ", ".join(map(str, spread)), extra={"tunnel": tunnel.id})
@@ -362,7 +382,9 @@ class Manager:
         if first:
             tunnel.set_timer(None)
         try:
+            await self._flows.apply(tunnel)
             await self._run(tunnel, held, plan)
+            await self._flows.apply(tunnel)  # only now its data server has a user
             tunnel.advance(Event.UPDATE)
             self._books.save(tunnel)
         except Exception as problem:

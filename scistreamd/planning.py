@@ -51,7 +51,7 @@ class Planner:
             greeted=asyncio.get_running_loop().create_future(),
         )
         if uid.warning:
-            tunnel.warnings += (uid.warning,)
+            tunnel.own_warnings += (uid.warning,)
         return tunnel
 
     @staticmethod

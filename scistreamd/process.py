@@ -68,6 +68,11 @@ class ProcessLauncher:
         """False: children end with the daemon."""
         return False
 
+    @property
+    def filters_sources(self) -> bool:
+        """True: `sockets.hold` has the kernel do it, on the listeners themselves."""
+        return True
+
     def places(self, tunnel_id: str) -> Places:
         """Where the files of a tunnel are."""
         return places_below(self._runtime / tunnel_id)
@@ -165,6 +170,10 @@ class ProcessHeld:
     def unit(self) -> str:
         """None runs it."""
         return ""
+
+    async def user(self) -> int | None:
+        """See `interfaces.Held.user`."""
+        return self._uid
 
     async def limit(self, seconds: float) -> None:
         """Nothing to do: the tunnel ends with the daemon."""

@@ -22,7 +22,7 @@ class BadRecord(Exception):
 class Record:
     """A tunnel as it was asked for and settled. ``addresses`` are what its targets resolved to, once.
 
-    ``created`` and ``expires`` are seconds since the epoch, 0: no end.
+    ``created`` and ``expires`` are seconds since the epoch, 0: no end; ``rate`` is in kB/s, 0: no limit.
     """
 
     uid: Uid
@@ -39,6 +39,7 @@ class Record:
     generation: int = 0
     created: float = 0
     expires: float = 0
+    rate: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object; it holds the UID, so the file is for root alone."""
@@ -59,6 +60,8 @@ class Record:
                 **_identity_json(self.owner.identity),
             },
             "label": self.options.label,
+            "rate": self.rate,
+            "allow_from": [str(network) for network in self.options.allow_from],
             "lifetime": self.options.lifetime or 0,
             "targets": [str(target) for target in self.targets],
             "addresses": [[str(each) for each in of_one] for of_one in self.addresses],
@@ -73,21 +76,24 @@ class Record:
         try:
             if raw["version"] != VERSION:
                 raise BadRecord(f"version {raw['version']!r} is not {VERSION}")
+            # A daemon that could enforce neither wrote down neither.
+            allow_from = tuple(ipaddress.ip_network(text) for text in raw.get("allow_from", []))
             return cls(
                 uid=Uid.parse(raw["uid"]),
                 role=Role(raw["role"]),
                 state=State(raw["state"]),
                 type=str(raw["type"]),
                 security=Security(raw["security"]),
-                binds=tuple(Bind(_endpoint(text), bool(raw["udp"])) for text in raw["listeners"]),
+                binds=tuple(Bind(_endpoint(text), bool(raw["udp"]), allow_from) for text in raw["listeners"]),
                 shown_host=ipaddress.ip_address(raw["shown_host"]),
                 owner=_caller(raw["owner"]),
-                options=Options(label=str(raw["label"]), lifetime=int(raw["lifetime"]) or None),
+                options=Options(label=str(raw["label"]), lifetime=int(raw["lifetime"]) or None, allow_from=allow_from),
                 targets=tuple(Target.parse(text) for text in raw["targets"]),
                 addresses=tuple(tuple(_endpoint(text) for text in of_one) for of_one in raw["addresses"]),
                 generation=int(raw["generation"]),
                 created=float(raw["created"]),
                 expires=float(raw["expires"]),
+                rate=int(raw.get("rate", 0)),
             )
         except KeyError as problem:
             raise BadRecord(f"{problem} is missing") from None

@@ -112,7 +112,7 @@ def view_of(tunnel: Tunnel) -> TunnelView:
         security=tunnel.security,
         listeners=tunnel.answer().listeners,
         targets=tunnel.targets,
-        rate=tunnel.options.rate,
+        rate=tunnel.rate,
         unit=tunnel.held.unit if tunnel.held else "",
         owner=str(tunnel.owner),
         principal=tunnel.owner.principal,

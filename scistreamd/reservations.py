@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 
 from scistreamd.errors import ScistreamError
+from scistreamd.flows import Flows
 from scistreamd.interfaces import Bind, Launcher, PortsBusy, Told
 from scistreamd.model import Endpoint, IPAddress, PortRange, Role, State
 from scistreamd.ports import Pool
@@ -18,8 +19,10 @@ _log = logging.getLogger("scistreamd.reservations")
 class Reservations:
     """The ports of one gateway, in its tunnels' hands."""
 
-    def __init__(self, ports: PortRange) -> None:
+    def __init__(self, ports: PortRange, flows: Flows) -> None:
+        """``flows``: told of listeners before they are held, so that nobody connects who may not."""
         self._pool = Pool(ports)
+        self._flows = flows
 
     @property
     def free(self) -> int:
@@ -38,7 +41,8 @@ class Reservations:
         udp = tunnel.security in tunnel.type.server.udp_securities
 
         async def hold(ports: list[int]) -> None:
-            binds = tuple(Bind(Endpoint(address, port), udp) for port in ports)
+            binds = tuple(Bind(Endpoint(address, port), udp, tunnel.options.allow_from) for port in ports)
+            await self._flows.apply(tunnel, binds=binds)
             tunnel.held = await launcher.hold(tunnel.id, binds, told)
             tunnel.binds = binds
             tunnel.reserved = True
@@ -79,13 +83,13 @@ class Reservations:
         ports = tunnel.ports
         if port in ports:
             ports[ports.index(port)], ports[index] = ports[index], port
-            await _rebind(tunnel, ports)
+            await self._rebind(tunnel, ports)
             return True
         if not self._pool.claim(port) and not await self._take_over(port, others):
             return False
         former, ports[index] = ports[index], port
         try:
-            await _rebind(tunnel, ports)
+            await self._rebind(tunnel, ports)
         except PortsBusy:
             self._pool.give_back([port])
             return False
@@ -101,7 +105,7 @@ class Reservations:
         ports = holder.ports
 
         async def swap(replacement: list[int]) -> None:
-            await _rebind(holder, [replacement[0] if each == port else each for each in ports])
+            await self._rebind(holder, [replacement[0] if each == port else each for each in ports])
 
         try:
             await self._with_ports(1, swap)
@@ -127,12 +131,16 @@ class Reservations:
             else:
                 return
 
-
-async def _rebind(tunnel: Tunnel, ports: list[int]) -> None:
-    binds = tuple(
-        replace(bind, endpoint=replace(bind.endpoint, port=port))
-        for bind, port in zip(tunnel.binds, ports, strict=True)
-    )
-    if binds != tunnel.binds:
-        await tunnel.holding.rebind(binds)
-        tunnel.binds = binds
+    async def _rebind(self, tunnel: Tunnel, ports: list[int]) -> None:
+        before = tunnel.binds
+        binds = tuple(
+            replace(bind, endpoint=replace(bind.endpoint, port=port)) for bind, port in zip(before, ports, strict=True)
+        )
+        if binds == before:
+            return
+        await self._flows.apply(tunnel, binds=tuple(dict.fromkeys((*before, *binds))))
+        try:
+            await tunnel.holding.rebind(binds)
+            tunnel.binds = binds
+        finally:
+            await self._flows.apply(tunnel)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _POLL = 0.01
 _RESTARTS_IN_A_ROW = 5
 _TIMER_SLACK = 1.0
+_NO_UID = 2**32 - 1  # UID_INVALID of systemd
 
 _log = logging.getLogger("scistreamd.systemd")
 
@@ -60,6 +61,16 @@ class SystemdHeld:
     def unit(self) -> str:
         """The service that runs the data server."""
         return self._names.service
+
+    async def user(self) -> int | None:
+        """See `interfaces.Held.user`: the dynamic user of the service."""
+        if self._program is None:
+            return None
+        try:
+            found = await self._systemd.get(self._names.service, "Service", "UID")
+        except UnitError:
+            return None  # it has just ended
+        return None if found == _NO_UID else int(found)
 
     async def take_over(self, program: Program | None, timers: Sequence[str]) -> None:
         """Go on where the daemon before left off: what it served, and the timers that run on it."""

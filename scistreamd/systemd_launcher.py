@@ -66,6 +66,11 @@ class SystemdLauncher:
         """True: units run on without the daemon."""
         return True
 
+    @property
+    def filters_sources(self) -> bool:
+        """False: a socket unit takes everyone."""
+        return False
+
     def missing(self, server: DataServer) -> str:
         """Why this data server cannot run here, or an empty string."""
         return programs.missing(server)

@@ -21,8 +21,9 @@ class Tunnel:
     ``shown_host`` stands in answers where a listener is bound to a wildcard.
     ``created`` and ``expires`` are seconds since the epoch, 0: no end;
     ``reserved``: its ports are taken out of the pool; ``announced``: watchers
-    know of it. ``greeted`` ends the wait of `req`: with the answer, or with
-    why there is none.
+    know of it. ``rate`` is in kB/s, 0: no limit. ``traffic_warnings`` are those
+    of each `interfaces.Traffic`, by its number. ``greeted`` ends the wait of
+    `req`: with the answer, or with why there is none.
     """
 
     uid: Uid
@@ -46,7 +47,9 @@ class Tunnel:
     expires: float = 0
     announced: bool = False
     result: str = ""
-    warnings: tuple[str, ...] = ()
+    rate: int = 0
+    own_warnings: tuple[str, ...] = ()
+    traffic_warnings: dict[int, tuple[str, ...]] = field(default_factory=dict)
     busy: asyncio.Lock = field(default_factory=asyncio.Lock)
     timer: asyncio.TimerHandle | None = None
     undo: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
@@ -60,6 +63,12 @@ class Tunnel:
     def ports(self) -> list[int]:
         """The ports of its listeners, in order."""
         return [bind.endpoint.port for bind in self.binds]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What its user is to beware of."""
+        every = (self.own_warnings, *(of_part for _, of_part in sorted(self.traffic_warnings.items())))
+        return tuple(warning for of_part in every for warning in of_part)
 
     @property
     def holding(self) -> Held:

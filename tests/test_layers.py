@@ -24,7 +24,7 @@ ADAPTERS = {
 }  # fmt: skip
 # What a command line tool and the daemon do alike.
 SHARED = {"addresses", "files", "selfsigned"}
-SERVICE = {"gate", "manager", "books", "planning", "registry", "reservations", "tunnel"}
+SERVICE = {"gate", "manager", "books", "flows", "planning", "registry", "reservations", "tunnel"}
 CONTROL = "control"
 BUS_DOOR = {"bus_api", "bus_calls", "bus_objects", "bus_options", "bus_signals", "bus_view"}
 # They build the adapters, and join all parts.

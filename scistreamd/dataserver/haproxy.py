@@ -39,6 +39,7 @@ class Haproxy:
     package = "haproxy"
     securities = frozenset({Security.TLS, Security.NONE})
     udp_securities: frozenset[Security] = frozenset()
+    filters_sources = False
 
     def render(self, plan: Plan, places: Places) -> Program:
         """Render the plan; BugError for a path that cannot be quoted."""

@@ -38,6 +38,7 @@ class Nginx:
     package = "nginx and libnginx-mod-stream"
     securities = frozenset({Security.TLS, Security.NONE})
     udp_securities = frozenset({Security.NONE})
+    filters_sources = False
 
     def render(self, plan: Plan, places: Places) -> Program:
         """Render the plan; BugError for a path that cannot be quoted."""

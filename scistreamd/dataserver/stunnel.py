@@ -35,6 +35,7 @@ class Stunnel:
     package = "stunnel4"
     securities = frozenset({Security.TLS, Security.PSK_NULL})
     udp_securities: frozenset[Security] = frozenset()
+    filters_sources = False
 
     def render(self, plan: Plan, places: Places) -> Program:
         """Render the plan; BugError for a path that the configuration cannot hold."""
