@@ -1,5 +1,5 @@
 # The two commands of a newcomer are `make demo` and `make test`; README.md tells more.
-.PHONY: help setup test demo bench man lint lab lab-shell lab-down clean
+.PHONY: help setup test test-oldest demo bench man lint lab lab-shell lab-down clean
 
 help:
 	@echo 'make demo   two gateways on loopback, a real stream through an encrypted tunnel'
@@ -15,6 +15,10 @@ setup:
 
 test: setup
 	.venv/bin/python -m pytest
+
+# The daemon with the oldest supported versions of its libraries; `make test` runs a part of it.
+test-oldest: setup
+	.venv-oldest/bin/python -m pytest tests/core tests/service
 
 demo: setup
 	@.venv/bin/python -m tests.demo
@@ -44,5 +48,5 @@ lint: setup
 	.venv/bin/mypy
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	rm -rf .venv .venv-oldest .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
 	find scistreamd tests -name __pycache__ -type d -exec rm -rf {} +

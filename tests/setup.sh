@@ -23,10 +23,16 @@ if [ -n "$missing" ]; then
 fi
 
 # Made anew when the list of dependencies changes, or when it is another machine's or a copied tree's.
-stamp=.venv/complete
-if [ "$(cat $stamp 2>/dev/null)" != "$PWD" ] || [ pyproject.toml -nt $stamp ] || ! .venv/bin/python -c '' 2>/dev/null; then
-    echo "making the virtual environment .venv"
-    python3 -m venv --clear .venv
-    .venv/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]'
-    echo "$PWD" >$stamp
-fi
+environment() { # DIRECTORY EXTRA [CONSTRAINTS]
+    stamp=$1/complete
+    if [ "$(cat "$stamp" 2>/dev/null)" != "$PWD" ] || [ pyproject.toml -nt "$stamp" ] ||
+        { [ -n "${3-}" ] && [ "$3" -nt "$stamp" ]; } || ! "$1/bin/python" -c '' 2>/dev/null; then
+        echo "making the virtual environment $1"
+        python3 -m venv --clear "$1"
+        "$1/bin/pip" install --quiet --disable-pip-version-check ${3:+--constraint "$3"} --editable ".[$2]"
+        echo "$PWD" >"$stamp"
+    fi
+}
+environment .venv dev
+# For `make test` alone: our libraries in the oldest versions that are supported.
+environment .venv-oldest test tests/oldest.txt

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote
 
+from google.protobuf.message import Message
 from grpclib.client import Channel, UnaryUnaryMethod
 from grpclib.encoding.proto import ProtoCodec
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
@@ -30,8 +31,8 @@ HINT, WARNING = "scistream-hint", "scistream-warning"
 # What deployed clients send where no login gave them a token.
 NO_TOKEN = "INVALID_TOKEN"  # noqa: S105 - it stands for having none
 
-Q = TypeVar("Q", pb.Request, pb.Hello, pb.UpdateTargets, pb.Release)
-A = TypeVar("A", pb.Response, pb.AppResponse)
+Q = TypeVar("Q", bound=Message)
+A = TypeVar("A", bound=Message)
 
 
 class Gateway:
@@ -104,10 +105,25 @@ class Gateway:
         """End the tunnel."""
         return await self._call("release", pb.Release(uid=uid), pb.Response)
 
-    async def _call(self, name: str, message: Q, answer: type[A], options: Mapping[str, str] | None = None) -> A:
+    async def health(self) -> str:
+        """The state of the whole server by grpc.health.v1, such as SERVING (grpc/doc/health-checking.md)."""
+        from grpclib.health.v1 import health_pb2 as health
+
+        asked, kind = health.HealthCheckRequest(), health.HealthCheckResponse
+        answer = await self._call("Check", asked, kind, service="grpc.health.v1.Health")
+        return health.HealthCheckResponse.ServingStatus.Name(answer.status)
+
+    async def _call(
+        self,
+        name: str,
+        message: Q,
+        answer: type[A],
+        options: Mapping[str, str] | None = None,
+        service: str = "scistream.Control",
+    ) -> A:
         if self._channel is None:
             raise RuntimeError("a call outside of `async with`")
-        method = UnaryUnaryMethod(self._channel, f"/scistream.Control/{name}", type(message), answer)
+        method = UnaryUnaryMethod(self._channel, f"/{service}/{name}", type(message), answer)
         metadata = {"authorization": NO_TOKEN, **(options or {})}
         try:
             async with method.open(metadata=metadata) as stream:

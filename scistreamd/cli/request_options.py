@@ -96,6 +96,11 @@ def release(parser: Parser) -> None:
     _gateway(parser)
 
 
+def health(parser: Parser) -> None:
+    """Options of ``s2uc health``."""
+    _gateway(parser)
+
+
 def _uid(parser: Parser) -> None:
     parser.add_argument("uid", metavar="UID", help="the tunnel's UID; - reads it from stdin, @FILE from a file")
 

@@ -20,11 +20,13 @@ from scistreamd.cli.options import UsageError, checked
 from scistreamd.cli.request_options import DEFAULT_NUM_CONN
 from scistreamd.cli.session import Hello, Opened, Session, Wish
 from scistreamd.cli.trust import Trust
+from scistreamd.errors import Code, ScistreamError
 from scistreamd.model import PUBLIC_UID, Role, Security, Target, Uid, parse_address, shown
 
 # What deployed clients send, asked for a rate or not; without the policy below nobody enforces it.
 _OLD_RATE = 10000
 _SECONDS = 60
+_HEALTH_SECONDS = 10
 # A gateway waits 180 s for a hello; ours are the last words.
 _HELLO_SECONDS = 200
 _DEFAULT_PORT = 5000
@@ -101,6 +103,18 @@ def release(options: Namespace) -> int:
         _say("Release completed")
 
     return _run(options, work, _SECONDS, "release")
+
+
+def health(options: Namespace) -> int:
+    """``s2uc health``: prints the state; UNAVAILABLE where it is any other than SERVING."""
+
+    async def work(gateway: Gateway) -> None:
+        state = await gateway.health()
+        if state != "SERVING":
+            raise ScistreamError(Code.UNAVAILABLE, f"{gateway.address} says {state}", "the gateway's log may say more")
+        _say(f"{gateway.address}: {state}")
+
+    return _run(options, work, _HEALTH_SECONDS, "the answer")
 
 
 def _request(options: Namespace, wish: Wish, *, hidden: bool) -> int:

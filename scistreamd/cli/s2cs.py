@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from scistreamd import __version__
-from scistreamd.cli import output
+from scistreamd.cli import init, output
 from scistreamd.cli.options import EXIT_USAGE, Parser, UsageError, checked, integer
 from scistreamd.config import Settings
 from scistreamd.dataserver import DATA_SERVERS, parse_type
@@ -102,14 +102,19 @@ def _securities(text: str) -> frozenset[Security]:
     return frozenset(Security.parse(each.strip(), "allow-security") for each in text.split(","))
 
 
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """The options of a command line; UsageError where it makes no sense."""
+    return _parser().parse(words)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run s2cs with ``argv`` (default: the command line); returns the exit status."""
     try:
-        options = _parser().parse(sys.argv[1:] if argv is None else argv)
+        options = parse(sys.argv[1:] if argv is None else argv)
         if options.version:
             print(f"s2cs, version: {__version__}")
             return 0
-        return _serve(options)
+        return init.run(lambda: _serve(options))
     except UsageError as error:
         output.failure("s2cs", error.message, error.hint)
         return EXIT_USAGE

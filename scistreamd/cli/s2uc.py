@@ -70,6 +70,7 @@ TOOL = Tool(
             request_options.hello,
             lazily(_REQUESTS, "hello"),
         ),
+        Command("health", "say whether a gateway serves", request_options.health, lazily(_REQUESTS, "health")),
         Command("login", "get a token (not in this version)", _auth_arguments, _login),
         Command("logout", "forget all tokens", _auth_arguments, _logout),
         Command("check-auth", "say whether a token is stored", _check_auth_arguments, _check_auth),
