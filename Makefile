@@ -4,6 +4,7 @@
 help:
 	@echo 'make demo   two gateways on loopback, a real stream through an encrypted tunnel'
 	@echo 'make test   all tests; installs what it needs (Debian packages by apt, the rest into .venv)'
+	@echo 'make test-oldest  those of the daemon with the oldest supported versions of its libraries'
 	@echo 'make bench  the benchmarks; writes docs/PERFORMANCE.md'
 	@echo 'make man    the man pages, into build/man (needs lowdown)'
 	@echo 'make lab    four hosts with systemd, to play the tutorial in; make lab-shell HOST=producer, make lab-down'
