@@ -13,14 +13,15 @@ PACKAGE = Path(__file__).parent.parent / "scistreamd"
 CORE = {
     "", "model", "identity", "errors", "config",
     "policy", "ports", "lifecycle", "interfaces", "options", "names", "records",
-    "units", "unit_properties", "configfile", "configkeys", "control.limits", "introspection", "bus_messages",
+    "units", "unit_properties", "nftrules",
+    "configfile", "configkeys", "control.limits", "introspection", "bus_messages",
     "dataserver", "dataserver.common", "dataserver.haproxy", "dataserver.nginx", "dataserver.stunnel",
 }  # fmt: skip
 ADAPTERS = {
     "child", "process", "places", "readiness", "sockets", "network", "keys", "runtime", "logs", "spawn",
     "activation", "capabilities", "configread", "controlcert",
     "store", "journal", "programs", "service_watch", "systemd1", "systemd_held", "systemd_launcher", "systemd_wire",
-    "bus", "bus_wire", "polkit",
+    "bus", "bus_wire", "polkit", "netlink", "nfttable", "nftmessages",
 }  # fmt: skip
 # What a command line tool and the daemon do alike.
 SHARED = {"addresses", "files", "selfsigned"}

@@ -1,0 +1,176 @@
+"""Our own table of nftables: made, replaced part by part, and gone with the last part.
+
+Nothing outside of it is ever changed. It carries our mark, so that a table of
+the same name that somebody else made is refused. Each change is one
+transaction: packets meet the rules of before or those of after.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from scistreamd.errors import Code, ScistreamError
+from scistreamd.netlink import NETLINK_NETFILTER, Netlink, Refused
+from scistreamd.nftrules import Chain, Map, Section
+
+_T = TypeVar("_T")
+_TRIES = 3
+_ABSENT = (errno.ENOENT, errno.EEXIST)
+
+
+class NftTable:
+    """The table ``inet NAME``. Calls wait for each other."""
+
+    def __init__(self, name: str, *, lasting: bool) -> None:
+        """``lasting``: whether it stays when this process ends; if not, the kernel removes it then, however it ends."""
+        self.name = name
+        self._lasting = lasting
+        # One thread: a netlink socket takes one request at a time, and changing big tables takes milliseconds.
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="nftables")
+        self._kernel: Netlink | None = None
+
+    async def replace(self, section: Section) -> None:
+        """Have this be all of the section; the table goes with its last chain.
+
+        Raises ScistreamError(FAILED_PRECONDITION), with nothing changed, where
+        privileges or the kernel cannot, or the table is somebody else's.
+        """
+        await self._run(self._replace, section)
+
+    async def counters(self) -> dict[str, tuple[int, int]]:
+        """The named counters: packets, and bytes of layer 3, since each was made."""
+        return await self._run(self._counters)
+
+    async def chains(self) -> dict[str, int]:
+        """The chains that are there, with how many rules each has."""
+        return await self._run(self._rules)
+
+    async def generation(self) -> int:
+        """A number that changes with every change of anybody to this network namespace's rules."""
+        return await self._run(self._generation)
+
+    def close(self) -> None:
+        """Let go of the table; one that does not last is gone on return."""
+        self._thread.submit(self._disconnect).result()
+        self._thread.shutdown()
+
+    async def _run(self, work: Callable[..., _T], *arguments: Any) -> _T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
+        except Refused as problem:
+            raise self._explained(problem) from problem
+
+    # In the thread
+
+    @property
+    def _connection(self) -> Netlink:
+        if self._kernel is None:
+            self._kernel = Netlink(NETLINK_NETFILTER)
+        return self._kernel
+
+    def _disconnect(self) -> None:
+        if self._kernel is not None:
+            self._kernel.close()
+
+    def _replace(self, section: Section) -> None:
+        from scistreamd import nftmessages as messages  # noqa: PLC0415  pyroute2 takes a third of a second
+
+        for again in reversed(range(_TRIES)):
+            every = self._every()
+            there = _of(section, every)
+            if not section.chains and not there.chains:
+                return
+            if section.chains or len(there.chains) < len(every.chains):
+                orders = messages.replacement(self.name, section, there, lasting=self._lasting)
+            else:
+                orders = [messages.delete_table(self.name)]
+            try:
+                self._connection.batch(orders, messages.edge(), messages.EDGES)
+            except Refused as problem:
+                # Somebody else changed our table between the look and the change: `nft flush ruleset`, say.
+                if not again or problem.errno not in _ABSENT:
+                    raise
+            else:
+                return
+
+    def _every(self) -> Section:
+        """All that is in the table, without rules; empty where there is no table."""
+        from scistreamd import nftmessages as messages  # noqa: PLC0415
+
+        found = self._dump(messages.Table, messages.GETTABLE, "NFTA_TABLE_NAME")
+        if not found:
+            return Section("")
+        if found[0].get_attr("NFTA_TABLE_USERDATA") != messages.MARK:
+            raise ScistreamError(
+                Code.FAILED_PRECONDITION,
+                f"nftables: the table inet {self.name} is not one that scistreamd has made",
+                f"`nft list table inet {self.name}` shows it; rename it",
+            )
+        chains = self._dump(messages.ChainMessage, messages.GETCHAIN, "NFTA_CHAIN_TABLE")
+        maps = self._dump(messages.SetMessage, messages.GETSET, "NFTA_SET_TABLE")
+        counters = self._dump(messages.Object, messages.GETOBJ, "NFTA_OBJ_TABLE")
+        return Section(
+            "",
+            tuple(Chain(each.get_attr("NFTA_CHAIN_NAME"), ()) for each in chains),
+            tuple(Map(each.get_attr("NFTA_SET_NAME"), 0, 0) for each in maps),
+            tuple(each.get_attr("NFTA_OBJ_NAME") for each in counters),
+        )
+
+    def _dump(self, make: Any, number: int, table: str) -> list[Any]:
+        """All messages of one kind that are about our table; ``table`` is the attribute that names it."""
+        from scistreamd import nftmessages as messages  # noqa: PLC0415
+
+        answers = self._connection.dump(messages.message(make), messages.kind(number), make)
+        return [each for each in answers if each.get_attr(table) == self.name]
+
+    def _counters(self) -> dict[str, tuple[int, int]]:
+        from scistreamd import nftmessages as messages  # noqa: PLC0415
+
+        found = {}
+        for each in self._dump(messages.Object, messages.GETOBJ, "NFTA_OBJ_TABLE"):
+            data = each.get_attr("NFTA_OBJ_DATA")
+            counted = data.get_attr("NFTA_COUNTER_PACKETS"), data.get_attr("NFTA_COUNTER_BYTES")
+            found[each.get_attr("NFTA_OBJ_NAME")] = counted
+        return found
+
+    def _rules(self) -> dict[str, int]:
+        from scistreamd import nftmessages as messages  # noqa: PLC0415
+
+        counts = {chain.name: 0 for chain in self._every().chains}
+        for each in self._dump(messages.PlainRule, messages.GETRULE, "NFTA_RULE_TABLE"):
+            name = each.get_attr("NFTA_RULE_CHAIN")
+            counts[name] = counts.get(name, 0) + 1
+        return counts
+
+    def _generation(self) -> int:
+        from scistreamd import nftmessages as messages  # noqa: PLC0415
+
+        ask = messages.kind(messages.GETGEN)
+        [answer] = self._connection.dump(messages.edge(), ask, messages.Generation, flags=0)
+        return int(answer.get_attr("NFTA_GEN_ID"))
+
+    def _explained(self, problem: Refused) -> ScistreamError:
+        if problem.errno == errno.EPERM:
+            return ScistreamError(
+                Code.FAILED_PRECONDITION,
+                "nftables: not permitted",
+                "this needs CAP_NET_ADMIN: scistreamd has it, s2cs only as root",
+            )
+        return ScistreamError(
+            Code.FAILED_PRECONDITION,
+            f"nftables: the kernel refuses rules in the table inet {self.name}: {problem.strerror}",
+            "scistreamd needs nf_tables of Linux 5.12 or later",
+        )
+
+
+def _of(section: Section, every: Section) -> Section:
+    return Section(
+        section.name,
+        tuple(each for each in every.chains if section.has(each.name)),
+        tuple(each for each in every.maps if section.has(each.name)),
+        tuple(each for each in every.counters if section.has(each)),
+    )
