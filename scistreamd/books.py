@@ -71,7 +71,7 @@ class Books:
             tunnel.binds,
             tunnel.addresses,
             generation,
-            self.planner.settings.tuning,
+            self.planner.tuning(tunnel.options),
         )
 
 

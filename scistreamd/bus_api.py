@@ -163,10 +163,11 @@ class BusApi:
         """The grant for a verb, on a tunnel where one is named."""
         trail.asked, trail.tunnel = True, tunnel_id or trail.tunnel
         caller = await self._caller(call, trail)
-        if not tunnel_id:
-            return await self._gate.authorize(caller, verb)
-        owner = self._tunnels.view(tunnel_id).principal
+        owner = self._tunnels.view(tunnel_id).principal if tunnel_id else None
         grant = await self._gate.authorize(caller, verb, owner)
+        trail.decided = lambda: grant.decided.rule
+        if not tunnel_id:
+            return grant
         if self._tunnels.view(tunnel_id).principal != owner:
             # Asking for a password takes minutes: the UID may have another owner's tunnel by now.
             raise ScistreamError(Code.NOT_FOUND, f"tunnel {tunnel_id} has ended, and another took its place")

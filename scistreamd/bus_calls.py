@@ -21,17 +21,23 @@ _audit = logging.getLogger("scistreamd.audit")
 
 @dataclass
 class Trail:
-    """What the audit line of one call says; ``asked`` once the call wants to change something."""
+    """What the audit line of one call says; ``asked`` once the call wants to change something.
+
+    ``decided`` tells the policy rule, empty before one decided.
+    """
 
     call: Call
     who: str
     tunnel: str = "-"
     asked: bool = False
+    decided: Callable[[], str] = str
 
     def close(self, outcome: str) -> None:
-        """Write the line; mere reading leaves none."""
+        """Write the line, with the policy rule that decided where one did; mere reading leaves none."""
         if self.asked:
-            _audit.info("%s by %s tunnel=%s: %s", self.call.member, self.who, self.tunnel, outcome)
+            rule = self.decided()
+            by_rule = f" rule={rule}" if rule else ""
+            _audit.info("%s by %s tunnel=%s%s: %s", self.call.member, self.who, self.tunnel, by_rule, outcome)
 
 
 Handler = Callable[[Call, Trail], Awaitable[tuple[Any, ...]]]

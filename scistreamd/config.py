@@ -11,8 +11,9 @@ from pathlib import PurePosixPath
 
 from scistreamd.control.limits import Limits
 from scistreamd.interfaces import Tuning
-from scistreamd.model import IPAddress, PortRange, Security
+from scistreamd.model import IPAddress, IPNetwork, PortRange, Security
 from scistreamd.policy import Quotas
+from scistreamd.rules import Rule, Who
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,9 @@ class Settings:
     request came in on, never a wildcard, for that side is not encrypted.
     ``advertise``: the address that answers name in place of a wildcard.
     ``require_auth``: other hosts must prove who they are; until they can, loopback alone is served.
+    ``lan``: what inbound tunnels may forward to while no rule says otherwise; None
+    is the attached and the private networks. ``policy``: the rules, the first that fits decides.
+    ``administrators``: who may change other people's tunnels, None is nobody on the control port.
     ``idle_exit``: seconds without anything to do after which scistreamd ends; 0 is never.
     """
 
@@ -62,6 +66,9 @@ class Settings:
     tuning: Tuning = field(default_factory=Tuning)
     control: Control = field(default_factory=Control)
     require_auth: bool = True
+    lan: tuple[IPNetwork, ...] | None = None
+    policy: tuple[Rule, ...] = ()
+    administrators: Who | None = None
     idle_exit: float = 0
     log_level: str = "info"
 

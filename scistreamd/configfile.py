@@ -33,7 +33,7 @@ def parse(documents: Sequence[Document]) -> Settings:
     origin: dict[str, str] = {}
     for file, document in documents:
         for name, value in _leaves(file, document, ""):
-            settings = _set(settings, _BY_NAME[name].path, _parsed(file, _BY_NAME[name], value))
+            settings = _set(settings, _BY_NAME[name].path, _parsed(file, _BY_NAME[name], value, settings))
             origin[name] = file
     _check_together(settings, origin)
     return settings
@@ -80,10 +80,13 @@ def _leaves(file: str, table: Mapping[str, Any], above: str) -> Iterator[tuple[s
             raise _wrong(file, name, f"{_shown(value)} is not a table", f"[{name}] with keys below it")
 
 
-def _parsed(file: str, key: Key, value: Any) -> Any:
+def _parsed(file: str, key: Key, value: Any, settings: Settings) -> Any:
     try:
-        return key.kind.parse(value)
-    except (ValueError, ScistreamError):
+        parsed = key.kind.parse(value)
+        return key.kind.join(key.value(settings), parsed) if key.kind.join else parsed
+    except (ValueError, ScistreamError) as problem:
+        if key.kind.detailed and isinstance(problem, ScistreamError):
+            raise ScistreamError(problem.code, f"{file}: {problem.message}", problem.hint) from None
         raise _wrong(file, key.name, f"{_shown(value)} is not valid", f"expected {key.kind.expected}") from None
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from scistreamd import dataserver
+from scistreamd import dataserver, rulefile
 from scistreamd.config import Settings
 from scistreamd.model import PortRange, Security, parse_address
 
@@ -21,11 +21,17 @@ _DAYS = 86400
 
 @dataclass(frozen=True)
 class Kind:
-    """A type of value: ``parse`` takes what TOML has and raises ValueError, ``toml`` writes it back."""
+    """A type of value: ``parse`` takes what TOML has and raises ValueError, ``toml`` writes it back.
+
+    ``join``: takes the values of two files, where the later one adds to the
+    earlier one. ``detailed``: what ``parse`` raises names the key by itself.
+    """
 
     expected: str
     parse: Callable[[Any], Any]
     toml: Callable[[Any], str]
+    join: Callable[[Any, Any], Any] | None = None
+    detailed: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,6 +140,10 @@ def _mode_list(value: frozenset[Security]) -> str:
     return "[" + ", ".join(_quoted(mode.value) for mode in Security if mode in value) + "]"
 
 
+def _network_list(value: Any) -> str:
+    return "[" + ", ".join(_quoted(each) for each in value or ()) + "]"
+
+
 _MODES = '"tls", "psk-null" or "none"'
 _ADDRESS = _address(wildcard=True)
 _ONE_ADDRESS = _address(wildcard=False)
@@ -148,6 +158,19 @@ _SECURITY = Kind(_MODES, lambda value: Security.parse(_text(value)), lambda valu
 _SECURITIES = Kind(f"a list of {_MODES}", _modes, _mode_list)
 _BOOLEAN = Kind("true or false", _boolean, lambda value: str(value).lower())
 _LEVEL = Kind("one of " + ", ".join(map(_quoted, LEVELS)), _level, _quoted)
+_NETWORKS = Kind(
+    'a list of networks as text such as ["10.0.0.0/8", "2001:db8::/32"]',
+    lambda value: rulefile.parse_networks(value, "lan") or None,
+    _network_list,
+    detailed=True,
+)
+_POLICY = Kind("rules, each below [[policy]]", rulefile.parse, rulefile.toml, rulefile.join, detailed=True)
+_WHO = Kind(
+    'names by kind such as {user = ["alice@example.org"], group = ["operators"]}',
+    lambda value: rulefile.parse_some(value, "auth.administrators"),
+    rulefile.who_toml,
+    detailed=True,
+)
 _SIZE = _whole(1024, 1 << 30)
 _COUNT = _whole(1, 1_000_000)
 _SOON = _seconds(0.1, 3600)
@@ -180,6 +203,14 @@ KEYS: tuple[Key, ...] = (
         _BOOLEAN,
         "other hosts must prove who they are; false: whoever reaches the control port is served",
     ),
+    Key(
+        "auth.administrators",
+        "administrators",
+        _WHO,
+        "callers who may update, release and reveal other people's tunnels",
+    ),
+    _same("lan", _NETWORKS, "what inbound tunnels may forward to; empty: the attached networks, RFC 1918, RFC 4193"),
+    _same("policy", _POLICY, "who may have which tunnels; the first rule that fits decides"),
     _same("idle_exit", _seconds(0, 365 * _DAYS), "end when there was nothing to do for so long; 0: never"),
     Key("log.level", "log_level", _LEVEL, "the least important lines that are logged"),
     _same("quotas.ports_per_request", _whole(1, 65535), "listeners in one request"),

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 
 from scistreamd.config import Settings
 from scistreamd.dataserver import DATA_SERVERS
 from scistreamd.errors import BugError, Code, ScistreamError, invalid
 from scistreamd.identity import Credentials
 from scistreamd.interfaces import Authenticator, Authority, Network
-from scistreamd.model import Caller, Endpoint, IPAddress, Security, Target
+from scistreamd.model import Caller, Endpoint, IPAddress, IPNetwork, Security, Target
 from scistreamd.policy import why_no_target
+from scistreamd.rules import DEFAULT, LOOPBACK, PRIVATE, ROOT, Question, Rule, Ruling, decide, inside
 
 
 class Verb(enum.Enum):
@@ -32,12 +33,20 @@ class Verb(enum.Enum):
     RELOAD = "reload"
 
 
+@dataclass
+class Decided:
+    """Which policy rule decided a call, for the audit; empty before one did."""
+
+    rule: str = ""
+
+
 @dataclass(frozen=True)
 class Grant:
-    """The gate's permission for one call of one verb."""
+    """The gate's permission for one call of one verb; ``decided`` is filled in when a rule decides."""
 
     caller: Caller
     verb: Verb
+    decided: Decided = field(default_factory=Decided, compare=False)
 
 
 class Gate:
@@ -143,12 +152,31 @@ class Gate:
             )
         return mode
 
-    async def check_literals(self, targets: Iterable[Target]) -> None:
-        """Judge the targets that are addresses already; names are judged by `addresses`."""
-        await self._judge({target: (target.address,) for target in targets if target.address is not None})
+    def administers(self, caller: Caller) -> bool:
+        """Whether other people's tunnels are the caller's to change, too."""
+        if caller.user is not None:
+            return caller.user == 0
+        who = self._settings.administrators
+        return who is not None and caller.identity is not None and who.fits(caller.identity)
 
-    async def addresses(self, targets: Sequence[Target]) -> tuple[tuple[Endpoint, ...], ...]:
-        """Resolve each name once and judge every address of every target.
+    def permit(self, grant: Grant, question: Question) -> Rule:
+        """The policy rule that allows what is known of a tunnel so far; PERMISSION_DENIED where none does.
+
+        ``question`` has no targets yet; `targets` asks again with them.
+        """
+        ruling = self._ruling(grant, question, ())
+        self._insist(ruling)
+        return ruling.rule
+
+    async def check_literals(self, grant: Grant, question: Question, targets: Iterable[Target]) -> None:
+        """Judge the targets that are addresses already; names are judged by `targets`."""
+        literal = {target: (target.address,) for target in targets if target.address is not None}
+        await self._judge(grant, question, literal)
+
+    async def targets(
+        self, grant: Grant, question: Question, targets: Sequence[Target]
+    ) -> tuple[Rule, tuple[tuple[Endpoint, ...], ...]]:
+        """Resolve each name once and judge every address of every target: the rule that allows, and the addresses.
 
         The data server is given these addresses only, so that a later DNS
         answer changes nothing. Raises PERMISSION_DENIED naming the target, or
@@ -157,18 +185,54 @@ class Gate:
         names = list({target.host for target in targets if target.address is None})
         found = dict(zip(names, await asyncio.gather(*map(self._network.resolve, names)), strict=True))
         of_target = {target: found.get(target.host) or (_literal(target),) for target in targets}
-        await self._judge(of_target)
-        return tuple(tuple(Endpoint(each, target.port) for each in of_target[target]) for target in targets)
+        rule = await self._judge(grant, question, of_target)
+        return rule, tuple(tuple(Endpoint(each, target.port) for each in of_target[target]) for target in targets)
 
-    async def _judge(self, of_target: Mapping[Target, tuple[IPAddress, ...]]) -> None:
-        alone = self._settings.loopback_only
+    async def _judge(self, grant: Grant, question: Question, of_target: Mapping[Target, tuple[IPAddress, ...]]) -> Rule:
+        """What policy says, and below it what no rule opens that does not name it."""
+        judged = tuple(
+            (target, tuple(Endpoint(address, target.port) for address in addresses))
+            for target, addresses in of_target.items()
+        )
         every = {address for addresses in of_target.values() for address in addresses}
+        ruling = self._ruling(grant, replace(question, targets=judged), await self._lan(every))
+        alone = self._settings.loopback_only
         own = frozenset() if alone else await self._network.local(every)
-        for target, addresses in of_target.items():
-            for address in addresses:
-                reason = why_no_target(address, own=address in own, loopback_gateway=alone)
-                if reason:
-                    raise _no_target(target, address, reason)
+        named = () if ruling.reason else ruling.rule.targets
+        for target, endpoints in judged:
+            for endpoint in endpoints:
+                reason = why_no_target(endpoint.address, own=endpoint.address in own, loopback_gateway=alone)
+                if reason and not any(reach.names(endpoint) for reach in named):
+                    raise _no_target(target, endpoint.address, reason)
+        self._insist(ruling)
+        return ruling.rule
+
+    def _ruling(self, grant: Grant, question: Question, lan: Sequence[IPNetwork]) -> Ruling:
+        # Who may rewrite the rules is not held by them.
+        root = grant.caller.user == 0
+        ruling = Ruling(ROOT) if root else decide(self._settings.policy or (DEFAULT,), question, lan)
+        grant.decided.rule = ruling.rule.name
+        return ruling
+
+    def _insist(self, ruling: Ruling) -> None:
+        if not ruling.reason:
+            return
+        if self._settings.policy:
+            message, hint = ruling.reason, "the operator's `scistreamd policy test` says which rule decides"
+        else:
+            message = ruling.reason.replace(f"policy {DEFAULT.name} does not reach", "inbound tunnels do not reach")
+            hint = "the operator names the facility's networks: lan in scistreamd.toml, or s2cs --lan"
+        raise ScistreamError(Code.PERMISSION_DENIED, message, hint)
+
+    async def _lan(self, addresses: Set[IPAddress]) -> tuple[IPNetwork, ...]:
+        """The networks that `lan` stands for, as far as these addresses need them."""
+        configured = self._settings.lan
+        if configured is not None:
+            return configured
+        near = (*PRIVATE, *LOOPBACK) if self._settings.loopback_only else PRIVATE
+        if all(inside(address, near) for address in addresses):
+            return near
+        return (*near, *await self._network.attached())
 
 
 def _literal(target: Target) -> IPAddress:

@@ -326,6 +326,9 @@ class Network(Protocol):
     async def local(self, addresses: Set[IPAddress]) -> frozenset[IPAddress]:
         """Those of the addresses on which this host itself answers."""
 
+    async def attached(self) -> frozenset[IPNetwork]:
+        """The networks that this host has an address in."""
+
 
 class Store(Protocol):
     """The books of tunnels that outlive the daemon."""

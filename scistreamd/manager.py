@@ -20,13 +20,14 @@ from scistreamd.config import Settings
 from scistreamd.dataserver import DataServerType
 from scistreamd.errors import Code, ScistreamError, invalid
 from scistreamd.flows import Flows
-from scistreamd.gate import Gate, Grant
+from scistreamd.gate import Gate, Grant, Verb
 from scistreamd.interfaces import Held, KeyMaker, Launcher, Plan, PortsBusy, Store, Told, Traffic
 from scistreamd.lifecycle import Event
 from scistreamd.model import Answer, Change, IPAddress, Options, Role, State, Target, TunnelView, Uid
 from scistreamd.planning import Planner
 from scistreamd.registry import Registry, no_tunnel, view_of
 from scistreamd.reservations import Reservations
+from scistreamd.rules import Question
 from scistreamd.tunnel import Tunnel
 
 _T = TypeVar("_T")
@@ -95,7 +96,7 @@ class Manager:
         async with tunnel.busy:
             tunnel.check(Event.HELLO)
             if tunnel.role is Role.PROD:
-                await self._check_inbound_hello(role, entries)
+                await self._check_inbound_hello(tunnel, role, entries)
             else:
                 await self._settle(tunnel, [entry.port for entry in entries])
             tunnel.check(Event.HELLO)  # it may have been released while its ports were settled
@@ -114,17 +115,17 @@ class Manager:
         server says that it accepts, else raises its reason; then a new tunnel
         is gone and a running one runs on as it was.
         """
-        tunnel = self._registry.owned(grant.caller, uid.id)
+        tunnel = self._owned(grant, uid)
         if role not in (None, tunnel.role):
             raise invalid("role", f"the tunnel's role is {tunnel.role.value}")
-        return await self._shielded(self._update(tunnel, targets))
+        return await self._shielded(self._update(grant, tunnel, targets))
 
     async def release(self, grant: Grant, uid: Uid, drain: float = 0) -> None:
         """`release`: end the tunnel; its ports are free and its streams closed on return.
 
         ``drain``: seconds that running streams get to end by themselves.
         """
-        await self._release(grant, self._registry.owned(grant.caller, uid.id), drain)
+        await self._release(grant, self._owned(grant, uid), drain)
 
     # What front doors that know ids call
 
@@ -154,7 +155,7 @@ class Manager:
     async def retarget(self, grant: Grant, tunnel_id: str, targets: tuple[Target, ...]) -> TunnelView:
         """As `update`."""
         tunnel = self._registry.known(tunnel_id)
-        await self._shielded(self._update(tunnel, targets))
+        await self._shielded(self._update(grant, tunnel, targets))
         return view_of(tunnel)
 
     async def extend(self, grant: Grant, tunnel_id: str, seconds: int) -> TunnelView:
@@ -162,6 +163,9 @@ class Manager:
         tunnel = self._registry.known(tunnel_id)
         if tunnel.state is not State.ACTIVE:
             raise ScistreamError(Code.FAILED_PRECONDITION, f"lifetime: the tunnel is {tunnel.state.value}")
+        question = self._question(grant, tunnel, Verb.UPDATE)
+        rule = self._gate.permit(grant, replace(question, lifetime=seconds))
+        seconds = rule.ceilings.lifetime_of(seconds)
         await self._shielded(self._set_lifetime(tunnel, seconds))
         self._registry.changed(tunnel)
         return view_of(tunnel)
@@ -172,7 +176,9 @@ class Manager:
 
     def reveal(self, grant: Grant, tunnel_id: str) -> Uid:
         """The UID itself, for the owner."""
-        return self._registry.known(tunnel_id).uid
+        tunnel = self._registry.known(tunnel_id)
+        self._gate.permit(grant, self._question(grant, tunnel, Verb.REVEAL))
+        return tunnel.uid
 
     def watch(self, see: Callable[[Change], None]) -> Callable[[], None]:
         """Call ``see`` with every change of every tunnel; returns the way to stop that."""
@@ -274,6 +280,11 @@ class Manager:
             await self._end(former, "a new request takes its place")
         self._settings.quotas.check(count, self._registry.of_caller(grant.caller), self._registry.pending())
         tunnel = self._planner.tunnel(grant.caller, uid, role, count, options)
+        tunnel.rate = options.rate
+        rule = self._gate.permit(grant, self._question(grant, tunnel, Verb.CREATE))
+        tunnel.options = rule.ceilings.limit(tunnel.options)
+        tunnel.rate = tunnel.options.rate
+        tunnel.ports_within = rule.listeners
         self._enter(tunnel)
         try:
             launcher = self._planner.launcher_of(tunnel.type)
@@ -298,7 +309,7 @@ class Manager:
                 await self._settle(tunnel, [listen.port for listen in options.listen if listen.port])
                 tunnel.advance(Event.HELLO)
             tunnel.greeted.set_result(tunnel.answer())
-            await self._update(tunnel, targets)
+            await self._update(grant, tunnel, targets)
         except ScistreamError as problem:
             await self._end(tunnel, problem.message, problem)
             raise
@@ -315,6 +326,31 @@ class Manager:
 
     def _guarded(self, tunnel: Tunnel) -> bool:
         return self._planner.launcher_of(tunnel.type).filters_sources or tunnel.type.server.filters_sources
+
+    def _owned(self, grant: Grant, uid: Uid) -> Tunnel:
+        """The tunnel of a UID where it is the caller's to change; else NOT_FOUND, whether or not there is one."""
+        tunnel = self._registry.of_uid(uid)
+        mine = tunnel is not None and tunnel.owner.principal == grant.caller.principal
+        if tunnel is None or not (mine or self._gate.administers(grant.caller)):
+            raise no_tunnel()
+        return tunnel
+
+    def _question(self, grant: Grant, tunnel: Tunnel, verb: Verb) -> Question:
+        """What the caller wants of the tunnel, as policy sees it; the targets are left to the gate."""
+        principal = tunnel.owner.principal
+        return Question(
+            verb.value,
+            grant.caller.identity,
+            grant.caller.peer,
+            role=tunnel.role,
+            type=tunnel.type.name,
+            security=tunnel.security,
+            count=tunnel.count,
+            ports=tuple(tunnel.ports),
+            rate=tunnel.rate,
+            lifetime=tunnel.options.lifetime or 0,
+            tunnels=sum(each is not tunnel and each.owner.principal == principal for each in self._registry),
+        )
 
     # Hello
 
@@ -336,12 +372,14 @@ class Manager:
                     self._early.pop(uid.id, None)
         return self._registry.known(uid.id)
 
-    async def _check_inbound_hello(self, role: Role, entries: tuple[Target, ...]) -> None:
+    async def _check_inbound_hello(self, tunnel: Tunnel, role: Role, entries: tuple[Target, ...]) -> None:
         if role is not Role.PROD:
             raise invalid("role", "the tunnel's role is PROD, this hello says CONS")
         if not entries:
             raise invalid("prod_listeners", "an inbound tunnel needs at least one target")
-        await self._gate.check_literals(entries)
+        # By what its owner may: who says hello needs to know the UID and nothing else.
+        owner = Grant(tunnel.owner, Verb.HELLO)
+        await self._gate.check_literals(owner, self._question(owner, tunnel, Verb.CREATE), entries)
 
     async def _settle(self, tunnel: Tunnel, wished: Sequence[int]) -> None:
         refused = await self._ports.settle(tunnel, wished[: tunnel.count], self._registry)
@@ -357,18 +395,21 @@ class Manager:
 
     # Update
 
-    async def _update(self, tunnel: Tunnel, targets: tuple[Target, ...]) -> Answer:
+    async def _update(self, grant: Grant, tunnel: Tunnel, targets: tuple[Target, ...]) -> Answer:
         async with tunnel.busy:
             tunnel.check(Event.UPDATE)
             spread = tuple(targets[index % len(targets)] for index in range(tunnel.count))
-            addresses = await self._gate.addresses(spread)
+            verb = Verb.CREATE if tunnel.state is State.READY else Verb.UPDATE
+            rule, addresses = await self._gate.targets(grant, self._question(grant, tunnel, verb), spread)
             tunnel.check(Event.UPDATE)
-            before = tunnel.targets, tunnel.addresses
+            before = tunnel.targets, tunnel.addresses, tunnel.options, tunnel.rate
             tunnel.targets, tunnel.addresses = spread, addresses
+            tunnel.options = rule.ceilings.limit(tunnel.options)
+            tunnel.rate = rule.ceilings.rate_of(tunnel.rate)
             try:
                 await self._serve(tunnel, self._books.plan(tunnel, tunnel.generation + 1))
             except BaseException:
-                tunnel.targets, tunnel.addresses = before
+                tunnel.targets, tunnel.addresses, tunnel.options, tunnel.rate = before
                 if tunnel.state is State.ACTIVE:
                     await self._flows.apply(tunnel)
                 raise
@@ -432,6 +473,7 @@ class Manager:
     async def _release(self, grant: Grant, tunnel: Tunnel, drain: float) -> None:
         if tunnel.state is State.RELEASING:
             raise no_tunnel()
+        self._gate.permit(grant, self._question(grant, tunnel, Verb.RELEASE))
         tunnel.drain = drain
         await self._shielded(self._end(tunnel, f"released by {grant.caller}"))
 

@@ -270,7 +270,8 @@ class Options:
     """What a caller may ask for beyond the SciStream 1.2 protocol; None or empty: the gateway's default.
 
     ``rate`` (kB/s) is set only where the caller wants it enforced, ``lifetime``
-    is in seconds, ``exact_ports`` makes a wished port that is not to be had an error.
+    is in seconds, ``exact_ports`` makes a wished port that is not to be had an error;
+    ``connections`` is how many streams it may have at a time, 0: as the gateway's settings say.
     """
 
     data_server: str | None = None
@@ -281,6 +282,7 @@ class Options:
     exact_ports: bool = False
     rate: int = 0
     listen: tuple[Listen, ...] = ()
+    connections: int = 0
 
 
 @dataclass(frozen=True)

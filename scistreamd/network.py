@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from scistreamd.errors import Code, ScistreamError, invalid
-from scistreamd.model import IPAddress, shown
+from scistreamd.model import IPAddress, IPNetwork, shown
 
 if TYPE_CHECKING:
     from pyroute2 import IPRoute
@@ -59,6 +59,19 @@ class HostNetwork:
         """Those to which a packet would stay on this host (routes of type local, rtnetlink(7))."""
         # In a thread: since 0.9 pyroute2's plain API runs an event loop of its own, which cannot stand inside ours.
         return await asyncio.get_running_loop().run_in_executor(self._lookups, _local, addresses)
+
+    async def attached(self) -> frozenset[IPNetwork]:
+        """The networks of the addresses of all interfaces (rtnetlink(7), RTM_GETADDR), without those of one address."""
+        return await asyncio.get_running_loop().run_in_executor(self._lookups, _attached)
+
+
+def _attached() -> frozenset[IPNetwork]:
+    from pyroute2 import IPRoute  # noqa: PLC0415
+
+    with IPRoute() as kernel:
+        found = [(each.get_attr("IFA_ADDRESS"), each["prefixlen"]) for each in kernel.get_addr()]
+    networks = [ipaddress.ip_network(f"{address}/{length}", strict=False) for address, length in found]
+    return frozenset(network for network in networks if network.num_addresses > 1)
 
 
 def _local(addresses: Set[IPAddress]) -> frozenset[IPAddress]:

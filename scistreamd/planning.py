@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scistreamd import dataserver
 from scistreamd.config import Settings
 from scistreamd.dataserver import DataServerType
 from scistreamd.errors import Code, ScistreamError, invalid
 from scistreamd.gate import Gate
-from scistreamd.interfaces import Launcher
+from scistreamd.interfaces import Launcher, Tuning
 from scistreamd.model import Caller, IPAddress, Options, Role, Uid
 from scistreamd.tunnel import Tunnel
 
@@ -53,6 +53,11 @@ class Planner:
         if uid.warning:
             tunnel.own_warnings += (uid.warning,)
         return tunnel
+
+    def tuning(self, options: Options) -> Tuning:
+        """The settings of the data plane, within what policy leaves the tunnel."""
+        tuning = self.settings.tuning
+        return replace(tuning, connections=min(options.connections or tuning.connections, tuning.connections))
 
     @staticmethod
     def _refuse_unenforced(options: Options) -> None:

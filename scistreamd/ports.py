@@ -28,15 +28,15 @@ class Pool:
         """How many ports are not given out."""
         return len(self._free)
 
-    def take(self, count: int, busy: Collection[int] = ()) -> list[int]:
-        """Take ``count`` ports in turn.
+    def take(self, count: int, busy: Collection[int] = (), within: PortRange | None = None) -> list[int]:
+        """Take ``count`` ports in turn, all ``within`` a part of the range where one is given.
 
         ``busy`` are ports that were found in other programs' hands. Raises
         RESOURCE_EXHAUSTED and takes nothing when there are not enough.
         """
-        usable = [port for port in self._free if port not in busy]
+        usable = [port for port in self._free if port not in busy and (within is None or port in within)]
         if len(usable) < count:
-            raise self._exhausted(count, len(usable), len(busy))
+            raise self._exhausted(count, len(usable), len(busy), within or self.range)
         taken = usable[:count]
         for port in taken:
             del self._free[port]
@@ -77,10 +77,11 @@ class Pool:
         self._given_out.difference_update(back)
         return dict.fromkeys(port for port in back if port in self.range)
 
-    def _exhausted(self, count: int, usable: int, busy: int) -> ScistreamError:
+    @staticmethod
+    def _exhausted(count: int, usable: int, busy: int, ports: PortRange) -> ScistreamError:
         others = f", {busy} in use by other programs" if busy else ""
         return ScistreamError(
             Code.RESOURCE_EXHAUSTED,
-            f"num_conn: {count} ports asked for, {usable} of {len(self.range)} free in {self.range}{others}",
+            f"num_conn: {count} ports asked for, {usable} of {len(ports)} free in {ports}{others}",
             "release a tunnel, ask for fewer, or let the operator raise the port range",
         )

@@ -73,13 +73,6 @@ class Registry:
             raise no_tunnel()
         return tunnel
 
-    def owned(self, caller: Caller, tunnel_id: str) -> Tunnel:
-        """The tunnel of an id where it is the caller's; else NOT_FOUND, whether or not there is one of another."""
-        tunnel = self._tunnels.get(tunnel_id)
-        if tunnel is None or tunnel.owner.principal != caller.principal:
-            raise no_tunnel()
-        return tunnel
-
     def find(self, text: str) -> Tunnel:
         """The tunnel of an id or a UID as people type them; INVALID_ARGUMENT or NOT_FOUND."""
         if len(text) == _ID_LENGTH and set(text) <= set("0123456789abcdef"):

@@ -47,7 +47,7 @@ class Reservations:
             tunnel.binds = binds
             tunnel.reserved = True
 
-        await self._with_ports(tunnel.count, hold)
+        await self._with_ports(tunnel.count, hold, tunnel.ports_within)
 
     def claim(self, tunnel: Tunnel) -> None:
         """Count the ports of a tunnel of the daemon before as given out, also where the range is another by now."""
@@ -80,6 +80,8 @@ class Reservations:
 
     async def _grant(self, tunnel: Tunnel, index: int, port: int, others: Iterable[Tunnel]) -> bool:
         """Make ``port`` the tunnel's listener number ``index``; False where it cannot be had."""
+        if tunnel.ports_within is not None and port not in tunnel.ports_within:
+            return False
         ports = tunnel.ports
         if port in ports:
             ports[ports.index(port)], ports[index] = ports[index], port
@@ -108,16 +110,18 @@ class Reservations:
             await self._rebind(holder, [replacement[0] if each == port else each for each in ports])
 
         try:
-            await self._with_ports(1, swap)
+            await self._with_ports(1, swap, holder.ports_within)
         except ScistreamError:
             return False  # no other port is free: the holder keeps this one
         return True
 
-    async def _with_ports(self, count: int, use: Callable[[list[int]], Awaitable[None]]) -> None:
+    async def _with_ports(
+        self, count: int, use: Callable[[list[int]], Awaitable[None]], within: PortRange | None
+    ) -> None:
         """Take ``count`` ports and use them; where other programs have some, pass those over."""
         busy: set[int] = set()
         while True:
-            ports = self._pool.take(count, busy)
+            ports = self._pool.take(count, busy, within)
             try:
                 await use(ports)
             except PortsBusy as others:

@@ -26,11 +26,15 @@ _ABOUT = """\
 The SciStream control server (S2CS) as a service. systemd starts it:
 `systemctl start scistreamd.socket`. To run one by hand, use s2cs."""
 
+_COMMANDS = """\
+commands:
+  scistreamd policy test ...   say which policy rule decides a question; --help tells more"""
+
 _FILE = "scistreamd.toml"
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="scistreamd", description=_ABOUT)
+    parser = Parser(prog="scistreamd", description=_ABOUT, epilog=_COMMANDS)
     parser.add_argument(
         "--config",
         metavar="FILE",
@@ -44,8 +48,11 @@ def _parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run scistreamd with ``argv`` (default: the command line); returns the exit status."""
+    words = sys.argv[1:] if argv is None else argv
     try:
-        options = _parser().parse(sys.argv[1:] if argv is None else argv)
+        if list(words[:2]) == ["policy", "test"]:
+            return _policy_test(words[2:])
+        options = _parser().parse(words)
         if options.version:
             print(f"scistreamd {__version__}")
             return 0
@@ -75,6 +82,13 @@ def _check(options: Namespace) -> int:
     if not options.quiet:
         print(effective(settings), end="")
     return 0
+
+
+def _policy_test(words: Sequence[str]) -> int:
+    from scistreamd import policy_command
+
+    options = policy_command.parser().parse(words)
+    return policy_command.run(options, _settings(options))
 
 
 def _serve(options: Namespace) -> int:

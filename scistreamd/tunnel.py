@@ -11,7 +11,7 @@ from scistreamd import lifecycle
 from scistreamd.dataserver import DataServerType
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.interfaces import Bind, Held
-from scistreamd.model import Answer, Caller, Endpoint, IPAddress, Options, Role, Security, State, Target, Uid
+from scistreamd.model import Answer, Caller, Endpoint, IPAddress, Options, PortRange, Role, Security, State, Target, Uid
 
 
 @dataclass(eq=False, kw_only=True)
@@ -20,8 +20,9 @@ class Tunnel:
 
     ``shown_host`` stands in answers where a listener is bound to a wildcard.
     ``created`` and ``expires`` are seconds since the epoch, 0: no end;
-    ``reserved``: its ports are taken out of the pool; ``announced``: watchers
-    know of it. ``rate`` is in kB/s, 0: no limit. ``traffic_warnings`` are those
+    ``reserved``: its ports are taken out of the pool; ``ports_within``: the part
+    of it that policy leaves it, None: all; ``announced``: watchers know of it.
+    ``rate`` is in kB/s, 0: no limit. ``traffic_warnings`` are those
     of each `interfaces.Traffic`, by its number. ``greeted`` ends the wait of
     `req`: with the answer, or with why there is none.
     """
@@ -38,6 +39,7 @@ class Tunnel:
     state: State = State.PENDING
     held: Held | None = None
     reserved: bool = False
+    ports_within: PortRange | None = None
     binds: tuple[Bind, ...] = ()
     targets: tuple[Target, ...] = ()
     addresses: tuple[tuple[Endpoint, ...], ...] = ()

@@ -11,7 +11,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "scistreamd"
 
 CORE = {
-    "", "model", "identity", "errors", "config",
+    "", "model", "identity", "rules", "rulefile", "errors", "config",
     "policy", "ports", "lifecycle", "interfaces", "options", "names", "records",
     "units", "unit_properties", "nftrules",
     "configfile", "configkeys", "control.limits", "introspection", "bus_messages",
@@ -29,7 +29,7 @@ SERVICE = {"gate", "manager", "books", "flows", "planning", "registry", "reserva
 CONTROL = "control"
 BUS_DOOR = {"bus_api", "bus_calls", "bus_objects", "bus_options", "bus_signals", "bus_view"}
 # They build the adapters, and join all parts.
-ROOTS = {"daemon", "service", "service_main", "bus_door"}
+ROOTS = {"daemon", "service", "service_main", "policy_command", "bus_door"}
 # s2cs starts the daemon in the foreground: the one command line tool that may.
 DAEMON_SIDE = ADAPTERS | SERVICE | ROOTS | BUS_DOOR | {CONTROL}
 

@@ -13,7 +13,8 @@ from scistreamd.cli.options import EXIT_USAGE, Parser, UsageError, checked, inte
 from scistreamd.config import Settings
 from scistreamd.dataserver import DATA_SERVERS, parse_type
 from scistreamd.errors import ScistreamError
-from scistreamd.model import Endpoint, IPAddress, PortRange, Security, parse_address
+from scistreamd.model import Endpoint, IPAddress, IPNetwork, PortRange, Security, parse_address
+from scistreamd.options import network
 
 _ABOUT = """\
 Run a SciStream control server (S2CS) in the foreground. Data servers are its
@@ -62,6 +63,13 @@ def _parser() -> Parser:
         help=f"the data server type: {_types()}; case is ignored (default: Haproxy)",
     )
     add(
+        "--lan",
+        metavar="NETWORK,...",
+        type=checked(_networks),
+        default=None,
+        help="the networks that inbound tunnels may forward to (default: the attached ones, RFC 1918 and RFC 4193)",
+    )
+    add(
         "--security",
         metavar="MODE",
         type=checked(Security.parse),
@@ -96,6 +104,10 @@ def _address(option: str) -> Callable[[str], IPAddress]:
 
 def _types() -> str:
     return ", ".join([each.name for each in DATA_SERVERS] + [f"{each.name}Subprocess" for each in DATA_SERVERS])
+
+
+def _networks(text: str) -> tuple[IPNetwork, ...]:
+    return tuple(network(each.strip(), "lan") for each in text.split(","))
 
 
 def _securities(text: str) -> frozenset[Security]:
@@ -151,6 +163,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         listen_outbound=listen,
         advertise=options.advertise,
         port_range=options.port_range,
+        lan=options.lan,
         default_type=kind.name,
         default_security=options.security,
         allowed_security=options.allow_security | {options.security},

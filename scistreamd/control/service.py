@@ -67,10 +67,13 @@ class Trail:
         self.tunnel = "-"
         self.warnings: tuple[str, ...] = ()
         self.caller = CALLER.get()
+        self.grant: Grant | None = None
 
     def close(self, outcome: str) -> None:
-        """Write the line."""
-        audit.info("%s by %s tunnel=%s: %s", self.call, self.caller, self.tunnel, outcome)
+        """Write the line, with the policy rule that decided where one did."""
+        rule = self.grant.decided.rule if self.grant else ""
+        by_rule = f" rule={rule}" if rule else ""
+        audit.info("%s by %s tunnel=%s%s: %s", self.call, self.caller, self.tunnel, by_rule, outcome)
 
 
 class ControlService:
@@ -111,7 +114,7 @@ class ControlService:
     async def _req(self, message: pb.Request, metadata: wire.Metadata, trail: Trail) -> pb.Response:
         call = wire.parse_req(message, metadata)
         trail.tunnel = call.uid.id
-        grant = self._gate.admit(trail.caller, Verb.CREATE)
+        grant = trail.grant = self._gate.admit(trail.caller, Verb.CREATE)
         answer = await self._tunnels.request(grant, call.uid, call.role, call.count, call.options)
         trail.warnings = answer.warnings
         return wire.response(answer)
@@ -119,19 +122,20 @@ class ControlService:
     async def _hello(self, message: pb.Hello, metadata: wire.Metadata, trail: Trail) -> pb.AppResponse:
         call = wire.parse_hello(message, metadata)
         trail.tunnel = call.uid.id
-        grant = self._gate.admit(trail.caller, Verb.HELLO)
+        grant = trail.grant = self._gate.admit(trail.caller, Verb.HELLO)
         return wire.app_response(call.role, await self._tunnels.hello(grant, call.uid, call.role, call.entries))
 
     async def _update(self, message: pb.UpdateTargets, metadata: wire.Metadata, trail: Trail) -> pb.Response:
         call = wire.parse_update(message, metadata)
         trail.tunnel = call.uid.id
-        grant = self._gate.admit(trail.caller, Verb.UPDATE)
+        grant = trail.grant = self._gate.admit(trail.caller, Verb.UPDATE)
         return wire.response(await self._tunnels.update(grant, call.uid, call.role, call.targets))
 
     async def _release(self, message: pb.Release, metadata: wire.Metadata, trail: Trail) -> pb.Response:
         uid = wire.parse_release(message, metadata)
         trail.tunnel = uid.id
-        await self._tunnels.release(self._gate.admit(trail.caller, Verb.RELEASE), uid)
+        trail.grant = self._gate.admit(trail.caller, Verb.RELEASE)
+        await self._tunnels.release(trail.grant, uid)
         return pb.Response()
 
 

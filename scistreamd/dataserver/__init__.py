@@ -32,10 +32,10 @@ TYPES: tuple[DataServerType, ...] = tuple(
 )
 
 
-def parse_type(text: str) -> DataServerType:
+def parse_type(text: str, name: str = "type") -> DataServerType:
     """A data server type by its name, case ignored; INVALID_ARGUMENT with the list of types for another."""
     for known in TYPES:
         if known.name.lower() == text.lower():
             return known
     names = ", ".join(known.name for known in TYPES)
-    raise invalid("type", f"{shown(text)} is not a data server type", f"one of: {names}")
+    raise invalid(name, f"{shown(text)} is not a data server type", f"one of: {names}")

@@ -102,14 +102,14 @@ class Scene:
 
     async def created(self, user: int) -> str:
         """Make a tunnel; its object path, or the error."""
-        out = await self.call(user, names.ROOT, names.MANAGER, "CreateInbound", "asa{sv}", "1", "192.0.2.1:1", "0")
+        out = await self.call(user, names.ROOT, names.MANAGER, "CreateInbound", "asa{sv}", "1", "10.0.0.1:1", "0")
         found = re.search(r'"(/\S+)"', out)
         return found[1] if found else out
 
     async def change(self, user: int, path: str) -> dict[str, str]:
         """Try all that changes a tunnel or shows its UID; what each came to."""
         calls = {
-            "update": ("Update", "asa{sv}", "1", "192.0.2.2:1", "0"),
+            "update": ("Update", "asa{sv}", "1", "10.0.0.2:1", "0"),
             "reveal": ("GetUid",),
             "release": ("Release", "a{sv}", "0"),
         }

@@ -13,8 +13,10 @@ from scistreamd.config import Settings
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.gate import Gate, Grant, Verb
 from scistreamd.identity import Challenge, Credentials, Identity
-from scistreamd.model import Caller, Security, Target
+from scistreamd.model import Caller, Endpoint, Role, Security, Target
 from scistreamd.network import HostNetwork
+from scistreamd.rulefile import join, parse, parse_some
+from scistreamd.rules import Question
 
 LOOPBACK = ipaddress.ip_address("127.0.0.1")
 
@@ -32,9 +34,21 @@ def own_addresses() -> list[str]:
     return sorted(str(name) for name in names if not ipaddress.ip_address(name).is_loopback)
 
 
-async def refusal(gate: Gate, *targets: str) -> ScistreamError:
+CALLER = Caller("gRPC", peer=LOOPBACK)
+
+
+async def addresses(
+    gate: Gate, *targets: str, role: Role = Role.CONS, caller: Caller = CALLER
+) -> tuple[tuple[Endpoint, ...], ...]:
+    question = Question("create", caller.identity, caller.peer, role=role)
+    grant = Grant(caller, Verb.CREATE)
+    _, found = await gate.targets(grant, question, [Target.parse(each) for each in targets])
+    return found
+
+
+async def refusal(gate: Gate, *targets: str, role: Role = Role.CONS, caller: Caller = CALLER) -> ScistreamError:
     with pytest.raises(ScistreamError) as caught:
-        await gate.addresses([Target.parse(each) for each in targets])
+        await addresses(gate, *targets, role=role, caller=caller)
     return caught.value
 
 
@@ -49,7 +63,7 @@ async def test_a_gateway_in_the_open_forwards_to_other_hosts_only(network: HostN
         refused = await refusal(gate, "198.51.100.7:1", target)
         assert refused.code is Code.PERMISSION_DENIED
         assert target in refused.message
-    fine = await gate.addresses([Target.parse("198.51.100.7:1"), Target.parse("[2001:db8::7]:2")])
+    fine = await addresses(gate, "198.51.100.7:1", "[2001:db8::7]:2")
     assert [str(each) for one in fine for each in one] == ["198.51.100.7:1", "[2001:db8::7]:2"]
 
 
@@ -62,8 +76,9 @@ async def test_local_is_what_the_kernel_delivers_here(network: HostNetwork) -> N
 async def test_a_gateway_on_loopback_may_target_loopback_and_no_more(network: HostNetwork) -> None:
     alone = Settings(listen_inbound=LOOPBACK, listen_outbound=LOOPBACK)
     gate = Gate(alone, network)
-    [addresses] = await gate.addresses([Target.parse("localhost:7")])
-    assert {str(each.address) for each in addresses} <= {"127.0.0.1", "::1"}
+    for role in Role:
+        [found] = await addresses(gate, "localhost:7", role=role)
+        assert {str(each.address) for each in found} <= {"127.0.0.1", "::1"}
     assert (await refusal(gate, "169.254.169.254:80")).code is Code.PERMISSION_DENIED
     half = replace(alone, listen_outbound=None)
     assert (await refusal(Gate(half, network), "127.0.0.1:7")).code is Code.PERMISSION_DENIED
@@ -162,3 +177,80 @@ def test_where_one_can_prove_oneself_loopback_must_too(network: HostNetwork) -> 
     assert caught.value.challenges
     gate.reconfigure(Settings(require_auth=False))
     assert gate.admit(here, Verb.CREATE)
+
+
+async def test_inbound_tunnels_serve_the_facility_and_outbound_ones_reach_any_peer(network: HostNetwork) -> None:
+    gate = Gate(Settings(), network)
+    for inside in ("10.1.2.3:1", "172.16.9.9:1", "192.168.7.7:1", "[fd12::7]:1"):
+        assert await addresses(gate, inside, role=Role.PROD)
+    refused = await refusal(gate, "10.1.2.3:1", "203.0.113.7:1", role=Role.PROD)
+    assert (refused.code, "203.0.113.7:1" in refused.message) == (Code.PERMISSION_DENIED, True)
+    assert "lan" in refused.hint
+    assert await addresses(gate, "203.0.113.7:1", role=Role.CONS)
+    named = Settings(lan=(ipaddress.ip_network("203.0.113.0/24"),))
+    assert await addresses(Gate(named, network), "203.0.113.7:1", role=Role.PROD)
+    assert (await refusal(Gate(named, network), "10.1.2.3:1", role=Role.PROD)).code is Code.PERMISSION_DENIED
+    root = replace(CALLER, peer=None, user=0)
+    assert await addresses(gate, "203.0.113.7:1", role=Role.PROD, caller=root)
+    assert (await refusal(gate, "127.0.0.1:1", role=Role.PROD, caller=root)).code is Code.PERMISSION_DENIED
+
+
+async def test_the_attached_networks_are_those_of_the_interfaces(network: HostNetwork) -> None:
+    attached = await network.attached()
+    assert ipaddress.ip_network("127.0.0.0/8") in attached
+    assert all(each.num_addresses > 1 for each in attached)
+
+
+@pytest.mark.parametrize(
+    ("special", "named"),
+    [
+        ("127.0.0.1:80", "127.0.0.1:80"),
+        ("127.0.0.1:80", "127.0.0.0/8:80"),
+        ("[::1]:80", "[::1]:80"),
+        ("169.254.9.9:80", "169.254.0.0/16"),
+    ],
+)
+async def test_what_is_no_target_is_opened_by_a_rule_that_names_it_alone(
+    network: HostNetwork, special: str, named: str
+) -> None:
+    def gate(*rules: dict[str, object]) -> Gate:
+        return Gate(Settings(policy=join((), parse(list(rules)))), network)
+
+    anybody = {"anonymous": True}
+    assert await addresses(gate({**anybody, "targets": [named]}), special)
+    for wide in ("any", "0.0.0.0/0", "::/0", "any:80"):
+        assert (await refusal(gate({**anybody, "targets": [wide]}), special)).code is Code.PERMISSION_DENIED
+    # Named for another, wide for this one: the rule that decides must be the one that names.
+    both = gate({"user": "alice", "targets": [named]}, {**anybody, "targets": ["any"]})
+    assert (await refusal(both, special)).code is Code.PERMISSION_DENIED
+    assert (await refusal(gate({**anybody, "targets": [named]}), "127.0.0.1:81")).code is Code.PERMISSION_DENIED or (
+        ":80" not in named
+    )
+
+
+def test_the_grant_tells_the_audit_which_rule_decided(network: HostNetwork) -> None:
+    rules = join((), parse([{"name": "alices", "user": "alice"}, {"name": "no bobs", "user": "bob", "effect": "deny"}]))
+    gate = Gate(Settings(policy=rules), network)
+    for name, rule, allowed in (("alice", "alices", True), ("bob", "no bobs", False), ("carol", "none", False)):
+        identity = Identity("oauth2", f"issuer#{name}", name)
+        grant = Grant(replace(CALLER, identity=identity), Verb.CREATE)
+        question = Question("create", identity, CALLER.peer, role=Role.PROD)
+        if allowed:
+            gate.permit(grant, question)
+        else:
+            with pytest.raises(ScistreamError) as caught:
+                gate.permit(grant, question)
+            assert caught.value.code is Code.PERMISSION_DENIED
+        assert grant.decided.rule == rule
+
+
+def test_administrators_are_named(network: HostNetwork) -> None:
+    alice = replace(CALLER, identity=Identity("oauth2", "1", "alice@example.org", groups=frozenset({"operators"})))
+    assert not Gate(Settings(), network).administers(alice)
+    for names in ({"user": "alice@example.org"}, {"group": ["operators"]}, {"domain": "EXAMPLE.org"}):
+        gate = Gate(Settings(administrators=parse_some(names, "auth.administrators")), network)
+        assert gate.administers(alice)
+        assert not gate.administers(replace(alice, identity=replace(alice.identity or ALICE, method="token")))
+        assert not gate.administers(CALLER)
+    assert Gate(Settings(), network).administers(replace(CALLER, user=0))
+    assert not Gate(Settings(), network).administers(replace(CALLER, user=1000))

@@ -399,7 +399,7 @@ async def test_where_it_listens_and_what_it_answers(
     async with gateway(settings) as here:
         uid = Uid.random()
         asked = here.req(uid, role, caller=reached)
-        await here.hello(uid, *[Target.parse("198.51.100.1:1")] * (role is Role.PROD), role=role)
+        await here.hello(uid, *[Target.parse("10.99.0.1:1")] * (role is Role.PROD), role=role)
         answer = await asked
         assert [str(each) for each in answer.listeners] == [expected]
         with socket.socket() as elsewhere:
