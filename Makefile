@@ -49,5 +49,5 @@ lint: setup
 	.venv/bin/mypy
 
 clean:
-	rm -rf .venv .venv-oldest .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	rm -rf .venv .venv-oldest .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info scistreamd/dataserver/*.so
 	find scistreamd tests -name __pycache__ -type d -exec rm -rf {} +

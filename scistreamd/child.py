@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from scistreamd import spawn
 
@@ -46,13 +47,16 @@ class Child:
         uid: int | None,
         cwd: str,
         environment: Mapping[str, str],
+        preload: Path | None = None,
         say: Callable[[str], None],
     ) -> None:
         """Start the executable at the path ``program``; raises OSError where the system cannot.
 
+        ``preload``: a library for it alone (ld.so(8), LD_PRELOAD), which its user need not be able to reach.
         What keeps it from running from then on is told on its output.
         """
         order = {"fds": list(fds), "parent": os.getpid(), "uid": uid, "program": program, "argv": list(argv)}
+        order["preload"] = str(preload) if preload else None
         self._process = subprocess.Popen(  # noqa: S603  argv list, no shell
             [sys.executable, "-I", "-S", spawn.__file__, json.dumps(order)],
             stdin=subprocess.DEVNULL,

@@ -115,6 +115,7 @@ class Program:
     program implies it. ``rejected``: a new line with this text after a reload
     means that the new configuration was not taken. ``routine``: lines with one
     of these texts are normal operation, not worth a place in the daemon's log.
+    ``library``: see `DataServer.library`.
     """
 
     argv: tuple[str, ...]
@@ -126,6 +127,7 @@ class Program:
     retired: LogSays | None = None
     rejected: str = ""
     routine: tuple[str, ...] = ()
+    library: str = ""
 
 
 class DataServer(Protocol):
@@ -142,6 +144,10 @@ class DataServer(Protocol):
     @property
     def package(self) -> str:
         """What to install where it is missing, for people: ``haproxy``."""
+
+    @property
+    def library(self) -> str:
+        """The library of ours that it is run with (ld.so(8), LD_PRELOAD), by its bare name, or an empty string."""
 
     @property
     def securities(self) -> frozenset[Security]:
@@ -265,6 +271,9 @@ class Launcher(Protocol):
 
     def missing(self, server: DataServer) -> str:
         """Why this data server cannot run here, with what to install, or an empty string."""
+
+    def lacking(self, server: DataServer) -> str:
+        """What is wrong with this data server here although it runs, with what to do about it, or an empty string."""
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,8 @@ class Planner:
         """
         self._refuse_unenforced(options)
         kind = dataserver.parse_type(options.data_server or self.settings.default_type)
-        if problem := self.launcher_of(kind).missing(kind.server):
+        launcher = self.launcher_of(kind)
+        if problem := launcher.missing(kind.server):
             raise ScistreamError(Code.FAILED_PRECONDITION, problem, "or ask for another data server type")
         tunnel = Tunnel(
             uid=uid,
@@ -50,8 +51,7 @@ class Planner:
             shown_host=self.settings.advertise or caller.reached or self.any_address,
             greeted=asyncio.get_running_loop().create_future(),
         )
-        if uid.warning:
-            tunnel.own_warnings += (uid.warning,)
+        tunnel.own_warnings += tuple(filter(None, (uid.warning, launcher.lacking(kind.server))))
         return tunnel
 
     def tuning(self, options: Options) -> Tuning:

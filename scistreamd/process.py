@@ -63,6 +63,10 @@ class ProcessLauncher:
             )
         return programs.missing(server, _PATH)
 
+    def lacking(self, server: DataServer) -> str:
+        """What is wrong with this data server here, or an empty string."""
+        return programs.lacking(server)
+
     @property
     def outlives(self) -> bool:
         """False: children end with the daemon."""
@@ -228,6 +232,7 @@ class ProcessHeld:
                 uid=self._uid,
                 cwd=str(self._places.scratch),
                 environment=environment,
+                preload=programs.library(program.library),
                 say=lambda line: self._say(program, line),
             )
             try:

@@ -8,6 +8,7 @@ fds     inherited sockets, to become 3, 4, ... in this order (sd_listen_fds(3))
 parent  process id of the daemon: if that ends, so does the child
 uid     the unprivileged user and group id to become, or null
 program the path of the program
+preload the path of a library to load into it, or null
 argv    its arguments, from its name on
 
 All imports stand at the top: once unprivileged, it may not be allowed to read
@@ -41,6 +42,15 @@ def _place(fds: list[int]) -> None:
     os.closerange(_FIRST_FD + len(fds), max([above, *parked]) + 1)
 
 
+def _preload(path: str) -> None:
+    """As a descriptor of a copy: the unprivileged user may not reach the file."""
+    original = os.open(path, os.O_RDONLY)
+    copy = os.memfd_create("preload", 0)
+    os.sendfile(copy, original, 0, os.fstat(original).st_size)
+    os.close(original)
+    os.environ["LD_PRELOAD"] = f"/proc/self/fd/{copy}"
+
+
 def _become(uid: int) -> None:
     os.setgroups([])
     os.setresgid(uid, uid, uid)
@@ -51,6 +61,8 @@ def main() -> None:
     """Prepare this process and become the program."""
     order = json.loads(sys.argv[1])
     _place(order["fds"])
+    if order["preload"] is not None:
+        _preload(order["preload"])
     if order["uid"] is not None:
         _become(order["uid"])
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)

@@ -9,7 +9,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scistreamd import units
+from scistreamd import programs, units
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.interfaces import Bind, Places, Program, SocketSays, Told
 from scistreamd.journal import Journal
@@ -181,7 +181,8 @@ class SystemdHeld:
     def _write(self, program: Program) -> None:
         for name, text in program.config.items():
             write_file(Path(self.places.config) / name, text.encode(), 0o644, None)
-        self._write_script(units.script(program))
+        library = programs.library(program.library)
+        self._write_script(units.script(program, str(library or "")))
 
     def _write_script(self, text: str) -> None:
         write_file(Path(self.places.config) / units.SCRIPT, text.encode(), 0o644, None)

@@ -75,6 +75,10 @@ class SystemdLauncher:
         """Why this data server cannot run here, or an empty string."""
         return programs.missing(server)
 
+    def lacking(self, server: DataServer) -> str:
+        """What is wrong with this data server here, or an empty string."""
+        return programs.lacking(server)
+
     def places(self, tunnel_id: str) -> Places:
         """Where the files of a tunnel are for its data server."""
         root = PurePosixPath(self.runtime / tunnel_id)

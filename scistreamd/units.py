@@ -146,9 +146,13 @@ def credentials(tunnel_id: str) -> PurePosixPath:
     return PurePosixPath("/run/credentials") / Names(tunnel_id).service
 
 
-def script(program: Program) -> str:
-    """The text of `SCRIPT` with which the service runs ``program``; `WAITING` is that of a service that waits."""
-    variables = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in program.environment.items())
+def script(program: Program, preload: str = "") -> str:
+    """The text of `SCRIPT` with which the service runs ``program``; `WAITING` is that of a service that waits.
+
+    ``preload``: the path of its library, if it has one (ld.so(8), LD_PRELOAD).
+    """
+    environment = {**program.environment, "LD_PRELOAD": preload} if preload else program.environment
+    variables = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in environment.items())
     return f"{variables}exec {shlex.join(program.argv)}\n"
 
 

@@ -5,7 +5,7 @@ set -eu
 cd "$(dirname "$0")/.."
 
 packages="haproxy nginx-light libnginx-mod-stream stunnel4 iperf iperf3 openssl iproute2 procps python3-venv
-mmdebstrap systemd-container dbus-daemon polkitd zsh fish lowdown man-db nftables"
+mmdebstrap systemd-container dbus-daemon polkitd zsh fish lowdown man-db nftables gcc libc6-dev"
 missing=
 for package in $packages; do
     dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed || missing="$missing $package"
@@ -22,10 +22,11 @@ if [ -n "$missing" ]; then
     $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $missing >/dev/null
 fi
 
-# Made anew when the list of dependencies changes, or when it is another machine's or a copied tree's.
+# Made anew when the list of dependencies or the library for Stunnel changes, or when it is another machine's or a
+# copied tree's.
 environment() { # DIRECTORY EXTRA [CONSTRAINTS]
     stamp=$1/complete
-    if [ "$(cat "$stamp" 2>/dev/null)" != "$PWD" ] || [ pyproject.toml -nt "$stamp" ] ||
+    if [ "$(cat "$stamp" 2>/dev/null)" != "$PWD" ] || [ -n "$(find pyproject.toml setup.py scistreamd/dataserver/*.c -newer "$stamp")" ] ||
         { [ -n "${3-}" ] && [ "$3" -nt "$stamp" ]; } || ! "$1/bin/python" -c '' 2>/dev/null; then
         echo "making the virtual environment $1"
         python3 -m venv --clear "$1"

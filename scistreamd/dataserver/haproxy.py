@@ -37,6 +37,7 @@ class Haproxy:
     name = "Haproxy"
     program = "haproxy"
     package = "haproxy"
+    library = ""
     securities = frozenset({Security.TLS, Security.NONE})
     udp_securities: frozenset[Security] = frozenset()
     filters_sources = False

@@ -36,6 +36,7 @@ class Nginx:
     name = "Nginx"
     program = "nginx"
     package = "nginx and libnginx-mod-stream"
+    library = ""
     securities = frozenset({Security.TLS, Security.NONE})
     udp_securities = frozenset({Security.NONE})
     filters_sources = False

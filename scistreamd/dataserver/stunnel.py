@@ -24,8 +24,6 @@ CONFIG = "stunnel.conf"
 # SHA-1 first: about 1.4 times the throughput of SHA-384, which a 1.2 peer would prefer; HMAC-SHA-1 is not broken.
 PSK_CIPHERS = "ECDHE-PSK-NULL-SHA:ECDHE-PSK-NULL-SHA256:ECDHE-PSK-NULL-SHA384:aPSK+eNULL"
 
-_PLAIN_RECEIVE_BYTES = 32768
-
 
 class Stunnel:
     """`interfaces.DataServer` for Stunnel 5.68 and later."""
@@ -33,6 +31,7 @@ class Stunnel:
     name = "Stunnel"
     program = "stunnel"
     package = "stunnel4"
+    library = "stunnel_poll"
     securities = frozenset({Security.TLS, Security.PSK_NULL})
     udp_securities: frozenset[Security] = frozenset()
     filters_sources = False
@@ -50,6 +49,7 @@ class Stunnel:
             drain_signal=None,
             rejected="Failed to reload the configuration file",
             routine=(" LOG5[", " LOG6["),
+            library=self.library,
         )
 
 
@@ -67,15 +67,11 @@ socket = {side}:TCP_NODELAY=1
 """
         for side in ("l", "r")
     )
-    # Stunnel 5.68 takes POLLHUP for the end with bytes unread: the less can be unread, the rarer that meets a full
-    # buffer towards the other side (docs/data-servers.md). Only the plain side, whose way is short: no WAN window.
-    plain_side = "r" if plan.role is Role.PROD else "l"
     return f"""foreground = yes
 syslog = no
 pid =
 debug = info
-{keepalive}socket = {plain_side}:SO_RCVBUF={_PLAIN_RECEIVE_BYTES}
-"""
+{keepalive}"""
 
 
 def _tls(plan: Plan, places: Places) -> str:

@@ -206,6 +206,13 @@ def test_every_data_server_gets_its_words_and_variables(server: DataServer) -> N
     assert in_a_shell(units.script(program)) == [str(program.environment.get("NGINX")), *program.argv]
 
 
+def test_a_library_is_loaded_into_the_data_server_and_not_into_the_shell() -> None:
+    program = Program(("sleep", "1"), {"NGINX": "3;"}, {}, LogSays("ready"), signal.SIGHUP, None, library="some")
+    text = units.script(program, "/usr/lib/with space/some.so")
+    assert text == "export NGINX='3;'\nexport LD_PRELOAD='/usr/lib/with space/some.so'\nexec sleep 1\n"
+    assert "LD_PRELOAD" not in units.script(program)
+
+
 def test_no_word_is_changed_by_the_shell() -> None:
     words = ("two words", "", "a\nb", "$HOME", "'quoted'", 'a"b', "back\\slash", "#", "%d", "`id`", ";", "*")
     program = Program(("sleep", *words), {"NGINX": "".join(words)}, {}, LogSays("ready"), signal.SIGHUP, None)

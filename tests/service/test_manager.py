@@ -436,6 +436,18 @@ async def test_the_manager_tells_weak_uids(caplog: pytest.LogCaptureFixture) -> 
         await here.release(uid)
 
 
+async def test_the_manager_tells_what_a_data_server_lacks(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("scistreamd.programs._LIBRARIES", (tmp_path,))
+    async with gateway(replace(SETTINGS, default_type="Stunnel")) as here:
+        uid = Uid.random()
+        answer = await here.ready(uid)
+        assert "may lose" in answer.warnings[0]
+        assert "install a C compiler" in caplog.text
+        await here.release(uid)
+
+
 async def test_made_in_one_step_shown_watched_extended_and_ended() -> None:
     async with gateway() as here:
         seen: list[Change] = []

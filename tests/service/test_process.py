@@ -6,15 +6,19 @@ import asyncio
 import contextlib
 import ipaddress
 import os
+import shutil
 import signal
 import socket
 import stat
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from scistreamd import programs
+from scistreamd.dataserver import DATA_SERVERS
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.interfaces import Bind, LogSays, PortsBusy, Program, Told
 from scistreamd.model import Endpoint
@@ -232,6 +236,37 @@ async def test_output_is_read_however_much_comes(runtime: Path) -> None:
     held = await ProcessLauncher(runtime).hold(ID, binds(free_port()), never)
     await held.serve(program(held.places.config, "x", code=chatter), {})
     await held.close()
+
+
+async def test_a_library_is_loaded_from_where_the_data_servers_user_cannot_reach(
+    runtime: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a tree in root's home; and it is loaded into the data server alone."""
+    built = programs.library("stunnel_poll")
+    assert built, "tests/setup.sh builds it"
+    hidden = tmp_path / "hidden"
+    hidden.mkdir(mode=0o700)
+    shutil.copy(built, hidden / "stunnel_poll.so")
+    (hidden / "stunnel_poll.so").chmod(0o600)
+    monkeypatch.setattr(programs, "_LIBRARIES", (hidden,))
+    tells = "import time; print('loaded', 'memfd:preload' in open('/proc/self/maps').read(), flush=True)"
+    launcher = ProcessLauncher(runtime)
+    for library, loaded in (("stunnel_poll", True), ("", False)):
+        held = await launcher.hold(ID, binds(free_port()), never)
+        plain = program(held.places.config, "x", code=tells + "; time.sleep(60)")
+        await held.serve(replace(plain, library=library, ready=LogSays(f"loaded {loaded}")), {})
+        await held.close()
+
+
+async def test_what_a_data_server_lacks_is_told(runtime: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    launcher = ProcessLauncher(runtime)
+    assert [launcher.lacking(server) for server in DATA_SERVERS] == ["", "", ""]
+    monkeypatch.setattr(programs, "_LIBRARIES", (tmp_path,))
+    lacks = {server.name: launcher.lacking(server) for server in DATA_SERVERS}
+    assert lacks.pop("Stunnel").startswith(
+        "Stunnel may lose the last kilobytes of a stream: the library stunnel_poll.so"
+    )
+    assert set(lacks.values()) == {""}
 
 
 async def test_release_in_the_middle_of_a_start(runtime: Path) -> None:

@@ -198,6 +198,9 @@ async def _streams(launcher: SystemdLauncher, kind: str) -> None:
         assert await early == b"1"
         async with stream(FURTHER_PORT) as (reader, writer):
             assert await reader.readexactly(1) == b"1"
+            pid = call("systemctl", "show", "--property=MainPID", "--value", near.unit).strip()
+            library = inbound.server.library
+            assert not library or f"/{library}." in Path(f"/proc/{pid}/maps").read_text()
             await near.serve(inbound.program(launcher, OTHER_APPLICATION), inbound.keys)
             assert await greeting(FURTHER_PORT) == b"2"
             writer.write(b"runs on")
