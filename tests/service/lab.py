@@ -1,12 +1,12 @@
-"""The tutorial's four hosts as network namespaces, and a reader of the tutorial's console blocks.
+"""The tutorial's four hosts as network namespaces, and a reader of documents with console blocks.
 
-A console block shows what is typed on which host, and what comes out:
+A console block shows what is typed on which host, and what comes out; the prompt of root is ``#``:
 
     producer$ s2uc release UID --s2cs 192.168.10.11:5007
     Release completed
 
 In the output ``...`` stands for any text, on a line of its own for any lines.
-A block ``ini HOST:FILE`` is that file's content. ``^C`` ends the command above.
+A block of any language with ``HOST:FILE`` behind it is that file's content. ``^C`` ends the command above.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _LINKS = (
 _ROUTE = ("consumers2", "192.168.10.0/24", "192.168.20.10")
 _SECONDS = 30
 _POLL = 0.02
-_BLOCK = re.compile(r"^```(\w+)(?: ([\w:.-]+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_PROMPT = re.compile(rf"^({'|'.join(HOSTS)})\$ (.*)$")
+_BLOCK = re.compile(r"^```(\w+)(?: ([\w:./-]+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_PROMPT = re.compile(rf"^({'|'.join(HOSTS)})[$#] (.*)$")
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Typed:
     @property
     def stays(self) -> bool:
         """Whether it serves in the foreground, so that the reader goes on in another terminal."""
-        return bool(re.match(r"s2cs (?!.*;)|iperf -s", self.command))
+        return bool(re.match(r"s2cs (?!.*;)|iperf3? -s", self.command))
 
     def shows(self, output: str) -> bool:
         """Whether this is the output that the document shows.
@@ -90,8 +90,8 @@ def read(document: Path) -> list[Typed]:
     """Every command and every file of the document, in its order."""
     found: list[Typed] = []
     for language, name, body in _BLOCK.findall(document.read_text()):
-        if language == "ini":
-            host, _, file = name.partition(":")
+        host, _, file = name.partition(":")
+        if file:
             found.append(Typed(host, file=file, output=body.splitlines()))
         elif language == "console":
             found += _commands(body)

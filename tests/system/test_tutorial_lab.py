@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 
@@ -37,8 +37,10 @@ class Terminals(tutorial.Lab):
         return self._hosts[typed.host].command(super().words(typed)[-3:])
 
     def write(self, typed: Typed) -> None:
-        """Write a file of the document in the home directory of its host."""
-        self._hosts[typed.host].write(f"/root/{typed.file}", "\n".join(typed.output) + "\n")
+        """Write a file of the document, in the home directory of its host where it has no other."""
+        path = PurePosixPath("/root", typed.file)
+        self._hosts[typed.host].run(["mkdir", "-p", str(path.parent)])
+        self._hosts[typed.host].write(str(path), "\n".join(typed.output) + "\n")
 
 
 class Server(tutorial.Server):

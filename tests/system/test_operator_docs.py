@@ -1,0 +1,161 @@
+"""The documents for operators, and the examples of the man pages, as typed on hosts with the project installed.
+
+Each finds the hosts as its reader has them: with scistreamd as it comes, and nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.service.lab import HOSTS, Typed, read
+from tests.system.host import Host
+from tests.system.lab import Lab
+from tests.system.test_tutorial_lab import Server, Terminals
+
+pytestmark = pytest.mark.timeout(600)  # the first lab of a machine builds the base tree
+
+ROOT = Path(__file__).parent.parent.parent
+DOCS = ROOT / "docs"
+MAN = DOCS / "man"
+GATEWAYS = ("producers2", "consumers2")
+_EXAMPLE = re.compile(r"^```sh(?: on (\w+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_SITE = "/etc/scistreamd/scistreamd.toml.d/site.toml"
+
+# What a document says is there before its first line.
+SITE = [
+    Typed("producers2", file=_SITE, output=['advertise = "192.168.10.11"']),
+    Typed("consumers2", file=_SITE, output=['listen.outbound = "192.168.30.10"']),
+]
+BEAMLINE = [
+    *SITE,
+    Typed("producers2", "s2ctl inbound -q --label beamline --uid-file vagrant/uid 192.168.10.10:5001", ["..."]),
+    Typed("consumers2", "s2ctl outbound -q --label beamline @vagrant/uid 192.168.10.11:5100", ["..."]),
+    Typed("producers2", "install -m 0644 /var/lib/scistreamd/control/server.crt vagrant/gateway.crt"),
+    Typed("producer", "cp vagrant/uid vagrant/gateway.crt ."),
+]
+BEFORE = {
+    "first-tunnel.md": [],
+    "certificates.md": [],
+    "firewalls.md": [],
+    "backup.md": [],
+    "troubleshooting.md": BEAMLINE,
+}
+
+
+@pytest.fixture
+def hosts(lab: Lab) -> Iterator[Lab]:
+    """The lab's hosts with the gateways' units; at the end as fresh as they were."""
+    before = {host.name: _files(host) for host in lab.hosts()}
+    for name in GATEWAYS:
+        _installed(lab[name])
+    try:
+        yield lab
+    finally:
+        for name in GATEWAYS:
+            _cleared(lab[name])
+        for host in lab.hosts():
+            host.run(["rm", "-rf", "--", *(_files(host) - before[host.name])])
+            assert host.state() == "running"
+
+
+def _files(host: Host) -> set[str]:
+    return set(
+        host.run(
+            ["find", "/root", "/vagrant", "-mindepth", "1", "-maxdepth", "1", "-not", "-name", ".*"]
+        ).stdout.split()
+    )
+
+
+def _installed(host: Host) -> None:
+    """What a package installs beside the commands, until the lab's hosts have the package."""
+    script = """
+    sh /vagrant/packaging/install "" && systemd-sysusers && systemd-tmpfiles --create
+    systemctl daemon-reload && systemctl reload dbus
+    systemctl enable --quiet --now scistreamd.socket scistreamd-restore.service
+    """
+    tree = subprocess.run(
+        ["tar", "-C", str(ROOT), "-cf", "-", "packaging", "systemd", "dbus"], stdout=subprocess.PIPE, check=True
+    ).stdout
+    for words, given in (["tar", "-C", "/vagrant", "-xf", "-"], tree), (["sh", "-ec", script], b""):
+        subprocess.run(host.command(words), input=given, check=True)
+    host.run(["rm", "-r", "/vagrant/packaging", "/vagrant/systemd", "/vagrant/dbus"])
+
+
+def _cleared(host: Host) -> None:
+    units = ["scistreamd.socket", "scistreamd-restore.service"]
+    host.run(["systemctl", "disable", "--quiet", "--now", *units, "nftables"])
+    host.run(["systemctl", "stop", "scistreamd", "scistream.slice"])
+    host.run(["rm", "-rf", "/etc/scistreamd", "/var/lib/scistreamd", "/run/scistreamd"])
+    host.run(["nft", "flush", "ruleset"])
+    host.run(
+        ["rm", "-f", *re.findall(r"^[^#]\S* +(/\S+)", (ROOT / "packaging" / "files.txt").read_text(), re.MULTILINE)]
+    )
+    host.run(["systemctl", "daemon-reload"])
+    host.run(["systemctl", "reload", "dbus"])
+    host.run(["systemctl", "reset-failed"])
+
+
+def test_every_document_with_commands_is_played() -> None:
+    prompts = re.compile(rf"^(?:{'|'.join(HOSTS)})[$#] ", re.MULTILINE)
+    played = {path.name for path in DOCS.glob("*.md") if prompts.search(path.read_text())}
+    assert played == {*BEFORE, "tutorial.md"}
+
+
+@pytest.mark.parametrize("name", BEFORE)
+def test_every_command_prints_what_the_document_shows(name: str, hosts: Lab, tmp_path: Path) -> None:
+    play(Terminals(hosts, tmp_path), [*BEFORE[name], *read(DOCS / name)])
+
+
+def play(terminals: Terminals, lines: list[Typed]) -> None:
+    with ExitStack() as ends:
+        for typed in lines:
+            type_in(terminals, typed, ends)
+
+
+def type_in(terminals: Terminals, typed: Typed, ends: ExitStack) -> None:
+    if typed.file:
+        terminals.write(typed)
+    elif typed.stays:
+        server = Server(terminals, typed)
+        ends.callback(server.end)
+        assert server.matches(), f"{typed.host}# {typed.command}\n{server.output()}"
+    else:
+        output = terminals.run(typed)
+        assert typed.shows(output), f"{typed.host}# {typed.command}\n{output}"
+
+
+def examples(page: Path) -> list[tuple[str, str]]:
+    """Host and line of each command in a man page's examples."""
+    found = _EXAMPLE.findall(page.read_text())
+    assert all(host for host, _ in found), f"{page.name}: say on which host: ```sh on producers2"
+    return [(host, line) for host, body in found for line in body.splitlines()]
+
+
+def test_examples_of_man_pages_about_the_service_work(hosts: Lab, tmp_path: Path) -> None:
+    for file in SITE:
+        type_in(Terminals(hosts, tmp_path), file, ExitStack())
+    for name in ("scistreamd.8", "org.scistream.scistreamd1.5", "s2ctl.1"):
+        for host, line in examples(MAN / f"{name}.md"):
+            # In the directory that all hosts share, as if the UID's file were copied.
+            said = hosts[host].run(["bash", "-c", line], cwd="/vagrant").stdout
+            assert said or line.startswith(("systemctl reload", "journalctl")), line
+        hosts["producers2"].run(["s2ctl", "release", "--all", "--quiet"])
+    assert hosts["consumers2"].run(["s2ctl", "list", "--quiet"]).stdout == ""
+
+
+def test_examples_of_man_pages_about_s2cs_and_s2uc_work(hosts: Lab) -> None:
+    create, serve = (line for _, line in examples(MAN / "s2cs.8.md"))
+    hosts["producers2"].run(["bash", "-c", create], cwd="/vagrant")
+    with ExitStack() as ends:
+        for host, line in (("producers2", serve), ("consumers2", serve.replace("192.168.10.11", "192.168.30.10"))):
+            server = ends.enter_context(hosts[host].start(["bash", "-c", f"exec {line}"], cwd="/vagrant"))
+            hosts[host].wait_until(lambda server=server: "Server started" in server.output(), "serving")  # type: ignore[misc]
+        for host, line in examples(MAN / "s2uc.1.md"):
+            said = hosts[host].run(["bash", "-c", line], cwd="/vagrant").stdout
+            assert "Listeners: " in said or "Release completed" in said, line
