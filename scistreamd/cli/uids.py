@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import sys
 from collections.abc import Callable, Iterator
@@ -60,6 +61,12 @@ def kept_in(name: str | None, uid: Uid, *, at_once: bool) -> Iterator[Callable[[
     path = Path(name)
     if path.is_dir():
         raise ScistreamError(Code.FAILED_PRECONDITION, f"cannot write {path}: it is a directory")
+    if path.exists() and not path.is_file():  # /dev/null, a pipe, a terminal: nothing to put another file in place of
+        if at_once:
+            _tell(path, uid)
+        yield lambda: None if at_once else _tell(path, uid)
+        return
+    path = Path(os.path.realpath(path))  # /dev/stdout is a link, and is to stay one
     now = path if at_once else path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     files.write(now, f"{uid.reveal()}\n".encode(), 0o600, replace=True)
     try:
@@ -67,3 +74,10 @@ def kept_in(name: str | None, uid: Uid, *, at_once: bool) -> Iterator[Callable[[
     except BaseException:
         now.unlink(missing_ok=True)
         raise
+
+
+def _tell(path: Path, uid: Uid) -> None:
+    try:
+        path.write_text(f"{uid.reveal()}\n")
+    except OSError as error:
+        raise ScistreamError(Code.FAILED_PRECONDITION, f"cannot write {path}: {error.strerror}") from None

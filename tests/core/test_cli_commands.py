@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
+from pathlib import Path
 
 import pytest
 
 from scistreamd import __version__
-from scistreamd.cli import output, requests, s2ctl, s2uc
+from scistreamd.cli import output, requests, s2ctl, s2uc, uids
 from scistreamd.cli.commands import Command, Tool, main
+from scistreamd.model import Uid
 
 COMMANDS = [(tool, command) for tool in (s2uc.TOOL, s2ctl.TOOL) for command in tool.commands]
 UID = "0e9c1b0e-70a9-4c1f-9e56-0f9c9a4e6f11"
@@ -96,3 +99,22 @@ def test_version_of_s2ctl(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_what_others_say_is_made_harmless() -> None:
     assert output.harmless(f"no {UID.upper()} or {UID.replace('-', '')}\n\x1b[31m") == "no <uid> or <uid> ?[31m"
+
+
+def test_a_uid_goes_to_what_is_no_file_without_replacing_it(tmp_path: Path) -> None:
+    fifo, link, file = tmp_path / "fifo", tmp_path / "link", tmp_path / "file"
+    os.mkfifo(fifo)
+    link.symlink_to(file)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        for at_once in (True, False):
+            with uids.kept_in(str(fifo), Uid.parse(UID), at_once=at_once) as keep:
+                keep()
+            assert os.read(reader, 100) == f"{UID}\n".encode()
+    finally:
+        os.close(reader)
+    assert fifo.is_fifo()
+    with uids.kept_in(str(link), Uid.parse(UID), at_once=False) as keep:
+        keep()
+    assert link.is_symlink()
+    assert file.read_text() == f"{UID}\n"
