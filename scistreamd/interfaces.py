@@ -266,6 +266,9 @@ class Launcher(Protocol):
         ``program``: what its data server was told last, None: `serve` had not been called.
         """
 
+    async def clear(self, tunnel_id: str) -> None:
+        """End and remove all that is left of a tunnel of the daemon before that could not be adopted."""
+
     async def strangers(self, known: Collection[str]) -> list[str]:
         """What looks like a tunnel of ours and is not among the ``known`` ids; it is left alone."""
 

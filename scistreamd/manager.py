@@ -236,10 +236,8 @@ class Manager:
     async def _restoring(self, tunnel: Tunnel, step: Coroutine[Any, Any, None]) -> None:
         try:
             await step
-        except Exception as problem:  # the others go on
-            if not isinstance(problem, ScistreamError | PortsBusy):
-                _log.exception("cannot be restored", extra={"tunnel": tunnel.id})
-            self._failed(tunnel, f"it could not be restored: {problem}")
+        except Exception as problem:
+            self._cannot_restore(tunnel, problem)
 
     async def _adopt(self, tunnel: Tunnel, worth_keeping: bool) -> None:
         launcher = self._planner.launcher_of(tunnel.type)
@@ -263,6 +261,15 @@ class Manager:
             self._limit(tunnel, remaining(tunnel), "its lifetime is over")
         self._registry.changed(tunnel)
         _log.info("goes on", extra={"tunnel": tunnel.id})
+
+    def _cannot_restore(self, tunnel: Tunnel, problem: Exception) -> None:
+        """The others go on; but where nothing could be learnt, we start once more, and leave every tunnel alone."""
+        if isinstance(problem, ScistreamError) and problem.code is Code.UNAVAILABLE:
+            raise problem
+        if not isinstance(problem, ScistreamError | PortsBusy):
+            _log.error("cannot be restored", exc_info=problem, extra={"tunnel": tunnel.id})
+        tunnel.undo.push_async_callback(self._planner.launcher_of(tunnel.type).clear, tunnel.id)
+        self._failed(tunnel, f"it could not be restored: {problem}")
 
     async def _make_again(self, tunnel: Tunnel, launcher: Launcher) -> None:
         await self._flows.apply(tunnel)

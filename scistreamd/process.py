@@ -88,6 +88,9 @@ class ProcessLauncher:
     async def adopt(self, tunnel_id: str, binds: Sequence[Bind], program: Program | None, told: Told) -> None:
         """Nothing is ever left to adopt."""
 
+    async def clear(self, tunnel_id: str) -> None:
+        """Nothing is ever left to clear away."""
+
     async def strangers(self, known: Collection[str]) -> list[str]:
         """None: what a killed daemon left has ended with it."""
         return []

@@ -46,6 +46,8 @@ _MATCHES = (
     f"type='signal',sender='{NAME}',interface='{PROPERTIES}',arg0='{_UNIT}'",
 )
 _RECONNECT_SECONDS = 0.2
+# The system bus refuses the 129th call of a connection that waits for its reply (max_replies_per_connection).
+_CALLS_AT_ONCE = 64
 
 _log = logging.getLogger("scistreamd.systemd1")
 
@@ -66,6 +68,7 @@ class Systemd1:
     def __init__(self) -> None:
         self._bus: Connection | None = None
         self._up = asyncio.Event()
+        self._calling = asyncio.Semaphore(_CALLS_AT_ONCE)
         self._doubt = asyncio.Event()
         self._keepers: list[asyncio.Task[None]] = []
         self._queues: set[asyncio.Queue[tuple[str, str] | None]] = set()
@@ -275,9 +278,10 @@ class Systemd1:
             self._queues.discard(queue)
 
     async def _call(self, method: Method, body: list[Any]) -> list[Any]:
-        try:
-            await asyncio.wait_for(self._up.wait(), CALL_SECONDS)
-        except asyncio.TimeoutError:
-            raise Disconnected from None
-        assert self._bus  # noqa: S101  it is up
-        return await ask(self._bus, NAME, method, body)
+        async with self._calling:
+            try:
+                await asyncio.wait_for(self._up.wait(), CALL_SECONDS)
+            except asyncio.TimeoutError:
+                raise Disconnected from None
+            assert self._bus  # noqa: S101  it is up
+            return await ask(self._bus, NAME, method, body)

@@ -110,7 +110,7 @@ class SystemdHeld:
             async with self._launcher.starting:
                 self._check_open()
                 for name, content in secrets.items():
-                    write_file(Path(self._host.secrets) / name, content, 0o600, None)
+                    write_file(Path(self.places.secrets) / name, content, 0o644, None)
                 await self._start(program)
         self._program = program
         if self._timer == 0:
@@ -295,10 +295,6 @@ class SystemdHeld:
         task = asyncio.create_task(work, name=f"tunnel {self._id}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-    @property
-    def _host(self) -> units.HostPlaces:
-        return self._launcher.host_places(self._id)
 
     def _check_open(self) -> None:
         if self._closing or self._ended:

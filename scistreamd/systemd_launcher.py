@@ -1,9 +1,9 @@
 """The systemd launcher: tunnels as transient units, which outlive the daemon.
 
 `units` says what they are, `systemd1` makes them. A tunnel's files are in a
-directory of its own below the daemon's: ``config`` (seen by the data server),
-``secrets`` (read by PID 1 at each start), ``scratch`` (made by PID 1 at each
-start, for the data server's user).
+directory of its own below the daemon's: ``config`` and ``secrets`` (seen by the
+data server), ``scratch`` (made by PID 1 at each start, for the data server's
+user).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class SystemdLauncher:
         self._limits = limits or Limits()
         self._found: dict[str, dict[str, UnitState]] | None = None
         # Many starts at the same time finish no sooner, and the last of them would run into its time limit.
-        self.starting = asyncio.Semaphore(2 * (os.cpu_count() or 1))
+        self.starting = asyncio.Semaphore(4 * (os.cpu_count() or 1))
 
     @property
     def outlives(self) -> bool:
@@ -80,14 +80,9 @@ class SystemdLauncher:
         return programs.lacking(server)
 
     def places(self, tunnel_id: str) -> Places:
-        """Where the files of a tunnel are for its data server."""
+        """Where the files of a tunnel are, for us and for its data server alike."""
         root = PurePosixPath(self.runtime / tunnel_id)
-        return Places(root / "config", units.credentials(tunnel_id), root / "scratch")
-
-    def host_places(self, tunnel_id: str) -> units.HostPlaces:
-        """Where they are for us."""
-        root = PurePosixPath(self.runtime / tunnel_id)
-        return units.HostPlaces(PurePosixPath(self.runtime), root / "secrets")
+        return Places(root / "config", root / "secrets", root / "scratch")
 
     async def hold(self, tunnel_id: str, binds: Sequence[Bind], told: Told) -> SystemdHeld:
         """See `interfaces.Launcher.hold`; ALREADY_EXISTS where a unit of this tunnel runs."""
@@ -137,8 +132,12 @@ class SystemdLauncher:
             return None
         self.make_directories(tunnel_id)
         held = SystemdHeld(self, tunnel_id, binds, told)
-        await held.take_over(program, [unit for unit in states if unit.endswith(".timer")])
+        await held.take_over(program, _running_timers(states))
         return held
+
+    async def clear(self, tunnel_id: str) -> None:
+        """See `interfaces.Launcher.clear`."""
+        await self._clear(tunnel_id)
 
     async def strangers(self, known: Collection[str]) -> list[str]:
         """Transient units in our slice that are named like a tunnel's and are of none of the ``known`` ids."""
@@ -157,13 +156,16 @@ class SystemdLauncher:
     # Steps that the held tunnels share
 
     def make_directories(self, tunnel_id: str) -> None:
-        """Make the directories of a tunnel as far as they are missing; nobody but root gets into them."""
+        """Make the directories of a tunnel as far as they are missing.
+
+        The tunnel's own keeps everybody but root out. Its data server, whose
+        user is made at each start, sees what is in it by mounts, and reads it
+        as anybody could who got there.
+        """
         root = self.runtime / tunnel_id
-        for path, mode in ((root, 0o700), (root / "secrets", 0o700), (root / "config", 0o755)):
+        for path, mode in ((root, 0o700), (root / "secrets", 0o755), (root / "config", 0o755)):
             path.mkdir(mode=mode, exist_ok=True)
             path.chmod(mode)
-        for name in units.SECRET_FILES:  # empty until `serve`: systemd does not start a service that lacks one
-            (root / "secrets" / name).touch(0o600)
         if not (root / "config" / units.SCRIPT).exists():
             write_file(root / "config" / units.SCRIPT, units.WAITING.encode(), 0o644, None)
 
@@ -185,7 +187,7 @@ class SystemdLauncher:
             tunnel_id,
             binds,
             self.places(tunnel_id),
-            self.host_places(tunnel_id),
+            PurePosixPath(self.runtime),
             keepalive_idle=self._keepalive_idle,
             reserved_seconds=self.reserved_seconds,
             limits=self._limits,
@@ -223,3 +225,7 @@ class SystemdLauncher:
         except asyncio.TimeoutError:
             left = ", ".join(await self.systemd.loaded(*names.every))
             raise ScistreamError(Code.INTERNAL, f"stopped, but still in systemd's memory: {left}") from None
+
+
+def _running_timers(states: Mapping[str, UnitState]) -> list[str]:
+    return [unit for unit, state in states.items() if unit.endswith(".timer") and state.active == "active"]

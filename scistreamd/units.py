@@ -21,12 +21,11 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from scistreamd.errors import BugError
-from scistreamd.interfaces import CA_FILE, LEAF_FILE, PSK_FILE, Bind, Places, Program
+from scistreamd.interfaces import Bind, Places, Program
 from scistreamd.unit_properties import ARMOUR, Limits, Property
 
 SLICE = "scistream.slice"
 PATTERN = "scistream-*"
-SECRET_FILES = (CA_FILE, LEAF_FILE, PSK_FILE)
 
 # What the service runs, a file beside the configuration: a unit's command cannot change, what it reads can.
 SCRIPT = "run.sh"
@@ -108,14 +107,17 @@ def timer_number(unit: str) -> int:
 
 
 def tunnel_units(
-    tunnel_id: str, binds: Sequence[Bind], places: Places, host: HostPlaces, *, keepalive_idle: int,
+    tunnel_id: str, binds: Sequence[Bind], places: Places, runtime: PurePosixPath, *, keepalive_idle: int,
     reserved_seconds: float, limits: Limits,
 ) -> tuple[Unit, ...]:  # fmt: skip
-    """All units of a tunnel, the one to start first; it ends after ``reserved_seconds`` if that timer stays."""
+    """All units of a tunnel, the one to start first; it ends after ``reserved_seconds`` if that timer stays.
+
+    ``runtime`` is the daemon's directory, of which the data server sees what is in ``places`` alone.
+    """
     names = Names(tunnel_id)
     return (
         Unit(names.socket, _socket(names, binds, keepalive_idle)),
-        Unit(names.service, _service(names, places, host, limits)),
+        Unit(names.service, _service(names, places, runtime, limits)),
         *end_units(tunnel_id, 0, reserved_seconds),
     )
 
@@ -127,23 +129,6 @@ def end_units(tunnel_id: str, number: int, seconds: float) -> tuple[Unit, ...]:
         Unit(names.timer(number), _timer(names, seconds)),
         Unit(names.end(number), _end(names)),
     )
-
-
-@dataclass(frozen=True)
-class HostPlaces:
-    """Where the files of a tunnel are on the host, as the daemon and PID 1 see them.
-
-    ``runtime`` is the daemon's directory, of which the data server sees its own
-    configuration and scratch directory alone.
-    """
-
-    runtime: PurePosixPath
-    secrets: PurePosixPath
-
-
-def credentials(tunnel_id: str) -> PurePosixPath:
-    """Where systemd puts the credentials of the tunnel's service (systemd.exec(5), LoadCredential=)."""
-    return PurePosixPath("/run/credentials") / Names(tunnel_id).service
 
 
 def script(program: Program, preload: str = "") -> str:
@@ -180,12 +165,12 @@ def _socket(names: Names, binds: Sequence[Bind], keepalive_idle: int) -> tuple[P
     )
 
 
-def _service(names: Names, places: Places, host: HostPlaces, limits: Limits) -> tuple[Property, ...]:
+def _service(names: Names, places: Places, runtime: PurePosixPath, limits: Limits) -> tuple[Property, ...]:
     return (
         *_about(names, f"SciStream tunnel {names.tunnel_id}: data server"),
         Property("Slice", "s", SLICE),
         *_life(names, places),
-        *_files(places, host),
+        *_files(places, runtime),
         *ARMOUR,
         Property("MemoryMax", "t", limits.memory_bytes),
         Property("TasksMax", "t", limits.tasks),
@@ -223,19 +208,19 @@ def _command(*argv: str) -> list[Any]:
     return [argv[0], list(argv), False]
 
 
-def _files(places: Places, host: HostPlaces) -> tuple[Property, ...]:
+def _files(places: Places, runtime: PurePosixPath) -> tuple[Property, ...]:
     """What it sees of the daemon's directory: its configuration, its scratch directory, its keys."""
-    config, scratch = str(places.config), str(places.scratch)
+    config, secrets, scratch = str(places.config), str(places.secrets), str(places.scratch)
     return (
-        Property("TemporaryFileSystem", "a(ss)", [[str(host.runtime), "mode=0755"]]),
-        # The directory, not its files: those are replaced by rename.
-        Property("BindReadOnlyPaths", "a(ssbt)", [[config, config, False, _MS_REC]]),
+        Property("TemporaryFileSystem", "a(ss)", [[str(runtime), "mode=0755"]]),
+        # The directories, not their files: those are replaced by rename. No LoadCredential= for the keys: each would
+        # be a mount of the host, and with hundreds of those every start of a unit in armour takes seconds.
+        Property("BindReadOnlyPaths", "a(ssbt)", [[path, path, False, _MS_REC] for path in (config, secrets)]),
         # Made anew for each run: a control socket of the run before would keep nginx from binding. The daemon's
         # directory around it keeps everyone else out, so that root without capabilities can reach what is in it.
         Property("RuntimeDirectory", "as", [str(places.scratch.relative_to("/run"))]),
         Property("RuntimeDirectoryMode", "u", 0o711),
         Property("BindPaths", "a(ssbt)", [[scratch, scratch, False, _MS_REC]]),
-        Property("LoadCredential", "a(ss)", [[name, str(host.secrets / name)] for name in SECRET_FILES]),
     )
 
 

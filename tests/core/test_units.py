@@ -21,8 +21,7 @@ from scistreamd.unit_properties import Limits
 
 ID = "0123456789ab"
 RUNTIME = PurePosixPath("/run/scistreamd")
-PLACES = Places(RUNTIME / ID / "config", units.credentials(ID), RUNTIME / ID / "scratch")
-HOST = units.HostPlaces(RUNTIME, RUNTIME / ID / "secrets")
+PLACES = Places(RUNTIME / ID / "config", RUNTIME / ID / "secrets", RUNTIME / ID / "scratch")
 ABOUT = {
     "Documentation": ("as", ["man:scistreamd(8)", "man:s2ctl(1)"]),
     "CollectMode": ("s", "inactive-or-failed"),
@@ -58,15 +57,13 @@ SERVICE = {
     "OnSuccessJobMode": ("s", "fail"),
     "OnFailureJobMode": ("s", "fail"),
     "TemporaryFileSystem": ("a(ss)", [["/run/scistreamd", "mode=0755"]]),
-    "BindReadOnlyPaths": ("a(ssbt)", [[*2 * ["/run/scistreamd/0123456789ab/config"], False, 16384]]),
+    "BindReadOnlyPaths": ("a(ssbt)", [
+        [*2 * ["/run/scistreamd/0123456789ab/config"], False, 16384],
+        [*2 * ["/run/scistreamd/0123456789ab/secrets"], False, 16384],
+    ]),
     "RuntimeDirectory": ("as", ["scistreamd/0123456789ab/scratch"]),
     "RuntimeDirectoryMode": ("u", 0o711),
     "BindPaths": ("a(ssbt)", [[*2 * ["/run/scistreamd/0123456789ab/scratch"], False, 16384]]),
-    "LoadCredential": ("a(ss)", [
-        ["ca.pem", "/run/scistreamd/0123456789ab/secrets/ca.pem"],
-        ["leaf.pem", "/run/scistreamd/0123456789ab/secrets/leaf.pem"],
-        ["psk.txt", "/run/scistreamd/0123456789ab/secrets/psk.txt"],
-    ]),
     "DynamicUser": ("b", True),
     "NoNewPrivileges": ("b", True),
     "CapabilityBoundingSet": ("t", 0),
@@ -127,7 +124,7 @@ def bind(address: str, port: int, udp: bool = False) -> Bind:
 
 
 def made(*binds: Bind) -> tuple[units.Unit, ...]:
-    return units.tunnel_units(ID, binds, PLACES, HOST, keepalive_idle=60, reserved_seconds=300, limits=Limits())
+    return units.tunnel_units(ID, binds, PLACES, RUNTIME, keepalive_idle=60, reserved_seconds=300, limits=Limits())
 
 
 def table(unit: units.Unit) -> dict[str, tuple[str, object]]:

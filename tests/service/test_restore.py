@@ -37,6 +37,8 @@ class LastingLauncher(ProcessLauncher):
         super().__init__(runtime)
         self.lasting: dict[str, ProcessHeld] = {}
         self.others: list[str] = []
+        self.problems: dict[str, Exception] = {}
+        self.cleared: list[str] = []
 
     @property
     def outlives(self) -> bool:
@@ -47,8 +49,15 @@ class LastingLauncher(ProcessLauncher):
         return held
 
     async def adopt(self, tunnel_id: str, binds: Sequence[Bind], program: Program | None, told: Told) -> Held | None:  # type: ignore[override]
+        if problem := self.problems.get(tunnel_id):
+            raise problem
         held = self.lasting.get(tunnel_id)
         return held if held and held._closing is None else None
+
+    async def clear(self, tunnel_id: str) -> None:
+        self.cleared.append(tunnel_id)
+        if held := self.lasting.get(tunnel_id):
+            await held.close()
 
     async def strangers(self, known: Collection[str]) -> list[str]:
         return [f"scistream-{each}.service" for each in self.others if each not in known]
@@ -164,6 +173,37 @@ async def test_one_whose_port_was_taken_meanwhile_is_told_of(tmp_path: Path) -> 
         await rival.wait_closed()
         await second.end(grant(Verb.RELEASE), uid.id, 0)
         assert second.free_ports == len(RANGE)
+
+
+async def test_one_that_cannot_be_adopted_fails_and_is_cleared_away_with_its_end(tmp_path: Path) -> None:
+    async with host(tmp_path) as here:
+        first = await here.daemon()
+        broken, well = await make(first), await make(first)
+        await first.close()
+        here.launcher.problems[broken.id] = RuntimeError("something of systemd's")
+        second = await here.daemon()
+        assert second.view(broken.id).state is State.FAILED
+        assert "something of systemd's" in second.view(broken.id).result
+        assert second.view(well.id).state is State.ACTIVE
+        assert here.launcher.cleared == []
+        for uid in (broken, well):
+            await second.end(grant(Verb.RELEASE), uid.id, 0)
+        assert here.launcher.cleared == [broken.id]
+        assert second.free_ports == len(RANGE)
+
+
+async def test_where_nothing_can_be_learnt_no_tunnel_is_touched(tmp_path: Path) -> None:
+    async with host(tmp_path) as here:
+        first = await here.daemon()
+        uid = await make(first)
+        await first.close()
+        here.launcher.problems[uid.id] = ScistreamError(Code.UNAVAILABLE, "the bus is away")
+        with pytest.raises(ScistreamError, match="the bus is away"):
+            await here.daemon()
+        here.launcher.problems.clear()
+        third = await here.daemon()
+        assert third.view(uid.id).state is State.ACTIVE
+        await third.end(grant(Verb.RELEASE), uid.id, 0)
 
 
 async def test_strangers_are_told_of_and_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

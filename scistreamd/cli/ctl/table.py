@@ -60,7 +60,7 @@ def pairs(screen: Screen, facts: Sequence[tuple[str, Cell | str]]) -> list[str]:
 
 def columns_of(text: str) -> int:
     """How many columns of a terminal the text takes (Unicode TR 11)."""
-    return sum(_columns(character) for character in text)
+    return len(text) if text.isascii() else sum(_columns(character) for character in text)
 
 
 def _columns(character: str) -> int:
