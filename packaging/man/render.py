@@ -69,7 +69,7 @@ def man(source: Path) -> str:
     head = f"title: {title.upper()}\nsection: {section}\nsource: scistreamd {__version__}\n"
     head += f"volume: {_VOLUMES[section]}\n\n"
     done = subprocess.run(
-        ["lowdown", "-s", "-Tman", "--out-no-smarty"],  # noqa: S607  # wherever the build has it
+        ["lowdown", "-s", "-Tman", "--out-no-smarty"],  # wherever the build has it
         input=head + markdown(source),
         capture_output=True,
         text=True,
