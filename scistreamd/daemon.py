@@ -146,10 +146,11 @@ class Gateway:
         return self._launcher_of(dataserver.parse_type(type_name)).outlives
 
     def _tell_missing(self) -> None:
-        """Say which data servers cannot run here; that of the default type is an error."""
+        """Say which data servers cannot run here, or lack something; that of the default type is an error."""
         default = dataserver.parse_type(self.settings.default_type)
+        launcher = self._launcher_of(default)
         for server in dataserver.DATA_SERVERS:
-            if problem := self._launcher_of(default).missing(server):
+            if problem := launcher.missing(server) or launcher.lacking(server):
                 _log.log(logging.ERROR if server is default.server else logging.INFO, "%s", problem)
 
 
