@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from scistreamd import names, service_main
+from scistreamd import names, policy_command, service_main
 from scistreamd.cli import s2cs, s2ctl, s2uc
 from scistreamd.cli.commands import Command, Tool
 from scistreamd.cli.options import Parser
@@ -18,7 +18,11 @@ from scistreamd.model import Security
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TOOLS: dict[str, Tool] = {"s2ctl": s2ctl.TOOL, "s2uc": s2uc.TOOL}
-PROGRAMS: dict[str, Callable[[], Parser]] = {"s2cs": s2cs._parser, "scistreamd": service_main._parser}
+PROGRAMS: dict[str, Callable[[], Parser]] = {
+    "s2cs": s2cs._parser,
+    "scistreamd": service_main._parser,
+    "policy-test": policy_command.parser,
+}
 _SHARED_BY = 3
 _BOOLEAN = "BOOL"
 

@@ -109,11 +109,13 @@ def has_all(page: Path, tool: str, command: str) -> None:
     assert own | in_common == expected
 
 
-@pytest.mark.parametrize("program", ["s2cs", "scistreamd"])
-def test_programs_have_every_option(pages: Path, program: str) -> None:
-    described = section(pages / f"{program}.8", "OPTIONS")
+@pytest.mark.parametrize(
+    ("words", "title"), [("s2cs", "OPTIONS"), ("scistreamd", "OPTIONS"), ("scistreamd policy test", "POLICY TEST")]
+)
+def test_programs_have_every_option(pages: Path, words: str, title: str) -> None:
+    described = section(pages / f"{words.split()[0]}.8", title)
     found = {name for term in re.findall(r"^ {7}(-.*)$", described, re.MULTILINE) for name in _OPTION.findall(term)}
-    assert found == helped(program)
+    assert found | {"-h", "--help"} == helped(*words.split())
 
 
 def test_every_key_of_the_configuration_is_told_of(pages: Path) -> None:
