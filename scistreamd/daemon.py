@@ -28,6 +28,7 @@ from scistreamd.dataserver import DataServerType
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.gate import Gate
 from scistreamd.interfaces import Authority, Bind, Launcher, PortsBusy, Store, Traffic
+from scistreamd.kernel import kernel_traffic
 from scistreamd.keys import TunnelKeys
 from scistreamd.manager import Manager
 from scistreamd.model import Endpoint, IPAddress, State
@@ -188,10 +189,11 @@ async def run(settings: Settings, control: ControlPort, started: Callable[[Endpo
     Raises ScistreamError where the control port cannot be had.
     """
     stop = Stop()
-    with contextlib.ExitStack() as undo:
+    async with contextlib.AsyncExitStack() as undo:
         listener = undo.enter_context(_control_socket(control))
         runtime = undo.enter_context(runtime_directory())
-        gateway = Gateway(settings, runtime, any_address(), Plugged())
+        traffic = await undo.enter_async_context(kernel_traffic(lasting=False))
+        gateway = Gateway(settings, runtime, any_address(), Plugged(traffic=traffic))
         try:
             await gateway.start([listener], control.tls)
             address, port = listener.getsockname()[:2]

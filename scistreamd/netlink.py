@@ -45,6 +45,14 @@ def attribute(kind: int, payload: bytes) -> bytes:
     return struct.pack("=HH", 4 + len(payload), kind) + payload + bytes(-len(payload) % 4)
 
 
+def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """The attributes that follow each other in ``data``, by number."""
+    while len(data) >= 4:
+        length, kind = struct.unpack_from("=HH", data)
+        yield kind & 0x3FFF, data[4:length]
+        data = data[max(4, length + 3 & ~3) :]
+
+
 class Refused(OSError):
     """The kernel's answer was an error; ``strerror`` has its own words where it gave any."""
 
@@ -146,14 +154,6 @@ def _error(flags: int, body: bytes) -> Refused | None:
     words = os.strerror(-code)
     if flags & _ACK_TLVS:
         length = _HEADER.size if flags & _CAPPED else struct.unpack_from("=I", body, 4)[0]
-        words = _kernels_words(body[4 + length :]) or words
+        said = dict(attributes(body[4 + length :])).get(_MESSAGE_ATTRIBUTE, b"")
+        words = said.rstrip(b"\0").decode(errors="replace") or words
     return Refused(-code, words)
-
-
-def _kernels_words(attributes: bytes) -> str:
-    while len(attributes) >= 4:
-        length, kind = struct.unpack_from("=HH", attributes)
-        if kind == _MESSAGE_ATTRIBUTE:
-            return attributes[4:length].rstrip(b"\0").decode(errors="replace")
-        attributes = attributes[max(4, length + 3 & ~3) :]
-    return ""

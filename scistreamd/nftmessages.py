@@ -148,6 +148,7 @@ def delete_counter(table: str, name: str) -> Order:
     return Order(message(Object, table=table, name=name, type=_COUNTER), kind(nft.NFT_MSG_DELOBJ), 0)
 
 
+@functools.lru_cache(maxsize=1 << 16)  # most rules are the same in the next transaction
 def new_rule(table: str, chain: str, rule: Rule) -> Order:
     """Add the rule behind those of the chain."""
     text = rule.comment.encode()[:120] + b"\0"
@@ -173,7 +174,7 @@ def _named(make: Any, name: str, payload: bytes) -> bytes:
 
 def _expression(expression: Expression) -> bytes:
     make = getattr(nft.nft_contains_expr.nft_expr, f"nft_{expression.name}")
-    inner = b"".join(_named(make, name, _value(value)) for name, value in expression.attributes.items())
+    inner = b"".join(_named(make, name, _value(value)) for name, value in expression.attributes)
     whole = attribute(1, expression.name.encode() + b"\0") + attribute(2, inner)  # NFTA_EXPR_NAME, NFTA_EXPR_DATA
     return attribute(1, whole)  # NFTA_LIST_ELEM
 

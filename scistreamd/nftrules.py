@@ -53,7 +53,7 @@ class Expression:
     """One step of a rule: its name and attributes (numbers, text, bytes, a Verdict), as the kernel spells them."""
 
     name: str
-    attributes: Mapping[str, Any]
+    attributes: tuple[tuple[str, Any], ...]
 
 
 Expressions = tuple[Expression, ...]
@@ -115,7 +115,7 @@ class Section:
 
 
 def _step(name: str, **attributes: Any) -> Expression:
-    return Expression(name, attributes)
+    return Expression(name, tuple(attributes.items()))
 
 
 def _equal(value: bytes) -> Expression:

@@ -9,17 +9,35 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from scistreamd.errors import Code, ScistreamError
-from scistreamd.netlink import NETLINK_NETFILTER, Netlink, Refused
+from scistreamd.netlink import NETLINK_NETFILTER, Netlink, Refused, attribute, attributes
 from scistreamd.nftrules import Chain, Map, Section
 
 _T = TypeVar("_T")
 _TRIES = 3
+_LOOK_SECONDS = 1.0
+_GETTABLE, _GETGEN = 0xA01, 0xA10  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETTABLE and NFT_MSG_GETGEN
+_INET, _EDGE = bytes([1, 0, 0, 0]), bytes([0, 0, 0, 10])  # struct nfgenmsg
 _ABSENT = (errno.ENOENT, errno.EEXIST)
+
+_log = logging.getLogger("scistreamd.nftables")
+
+
+class Attributes:
+    """The attributes of an answer of nf_tables, by number."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.found: dict[int, bytes] = {}
+
+    def decode(self) -> None:
+        """Find them behind the headers of netlink and nfnetlink."""
+        self.found = dict(attributes(self._data[20:]))
 
 
 class NftTable:
@@ -32,14 +50,45 @@ class NftTable:
         # One thread: a netlink socket takes one request at a time, and changing big tables takes milliseconds.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="nftables")
         self._kernel: Netlink | None = None
+        self._kept: dict[str, Section] = {}
+        self._seen = 0
+        self._changing = asyncio.Lock()
+        self._watcher: asyncio.Task[None] | None = None
 
     async def replace(self, section: Section) -> None:
         """Have this be all of the section; the table goes with its last chain.
 
-        Raises ScistreamError(FAILED_PRECONDITION), with nothing changed, where
+        What somebody else removes of it, as `nft flush ruleset` does, is put
+        back soon, for as long as this process runs. Raises
+        ScistreamError(FAILED_PRECONDITION), with nothing changed, where
         privileges or the kernel cannot, or the table is somebody else's.
         """
-        await self._run(self._replace, section)
+        async with self._changing:
+            await self._run(self._replace, section)
+            self._kept[section.name] = section
+            self._seen = await self.generation()
+        if self._watcher is None and section.chains:
+            self._watcher = asyncio.create_task(self._watch(), name=f"watch table {self.name}")
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            try:
+                async with self._changing:
+                    await self._put_back()
+            except ScistreamError as problem:
+                _log.error("%s", problem)
+
+    async def _put_back(self) -> None:
+        now = await self.generation()
+        if now == self._seen:
+            return
+        there = await self.chains()
+        for section in self._kept.values():
+            if any(there.get(chain.name) != len(chain.rules) for chain in section.chains):
+                _log.warning("rules of ours (%s) were removed by another program; they are put back", section.name)
+                await self._run(self._replace, section)
+        self._seen = await self.generation()
 
     async def counters(self) -> dict[str, tuple[int, int]]:
         """The named counters: packets, and bytes of layer 3, since each was made."""
@@ -53,8 +102,11 @@ class NftTable:
         """A number that changes with every change of anybody to this network namespace's rules."""
         return await self._run(self._generation)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Let go of the table; one that does not last is gone on return."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.wait([self._watcher])
         self._thread.submit(self._disconnect).result()
         self._thread.shutdown()
 
@@ -77,6 +129,8 @@ class NftTable:
             self._kernel.close()
 
     def _replace(self, section: Section) -> None:
+        if not section.chains and not self._exists():
+            return
         from scistreamd import nftmessages as messages  # noqa: PLC0415  pyroute2 takes a third of a second
 
         for again in reversed(range(_TRIES)):
@@ -146,12 +200,21 @@ class NftTable:
             counts[name] = counts.get(name, 0) + 1
         return counts
 
-    def _generation(self) -> int:
-        from scistreamd import nftmessages as messages  # noqa: PLC0415
+    # Without pyroute2, which takes a third of a second to load: most daemons never have any of this to do.
 
-        ask = messages.kind(messages.GETGEN)
-        [answer] = self._connection.dump(messages.edge(), ask, messages.Generation, flags=0)
-        return int(answer.get_attr("NFTA_GEN_ID"))
+    def _generation(self) -> int:
+        [answer] = self._connection.dump(_EDGE, _GETGEN, Attributes, flags=0)
+        return int.from_bytes(answer.found[1], "big")  # NFTA_GEN_ID
+
+    def _exists(self) -> bool:
+        name = attribute(1, self.name.encode() + b"\0")  # NFTA_TABLE_NAME
+        try:
+            self._connection.dump(_INET + name, _GETTABLE, Attributes, flags=0)
+        except Refused as problem:
+            if problem.errno != errno.ENOENT:
+                raise
+            return False
+        return True
 
     def _explained(self, problem: Refused) -> ScistreamError:
         if problem.errno == errno.EPERM:

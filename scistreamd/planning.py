@@ -63,8 +63,6 @@ class Planner:
     def _refuse_unenforced(options: Options) -> None:
         if options.rate:
             raise _unimplemented("rate", "leave the rate out, or 0, which means no limit")
-        if options.allow_from:
-            raise _unimplemented("allow-from", "leave it out, and restrict the ports by the host's firewall")
 
     def address(self, tunnel: Tunnel) -> IPAddress:
         """Where the tunnel's listeners are to be; an outbound one, which is plain, never gets a wildcard."""

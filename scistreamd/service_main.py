@@ -119,12 +119,14 @@ async def _plug(settings: Settings, reload: Callable[[], None]) -> AsyncIterator
     """What this host has beyond the parts of every gateway: the one place to plug it in."""
     from scistreamd.activation import started_by_systemd
     from scistreamd.daemon import Plugged, any_address
+    from scistreamd.kernel import kernel_traffic
 
     if not started_by_systemd(os.environ):
         logging.getLogger("scistreamd.service").warning(
             "not started by systemd as a service of this host: data servers are children, and end with the daemon"
         )
-        yield Plugged()
+        async with kernel_traffic(lasting=False) as traffic:
+            yield Plugged(traffic=traffic)
         return
     from scistreamd.bus import Bus
     from scistreamd.bus_door import BusDoor
@@ -142,12 +144,14 @@ async def _plug(settings: Settings, reload: Callable[[], None]) -> AsyncIterator
             keepalive_idle=settings.tuning.keepalive_idle_seconds,
             reserved_seconds=max(600, settings.times.hello + settings.times.update + 60),
         )
-        yield Plugged(
-            launcher=launcher,
-            store=FileStore(_state() / "tunnels"),
-            authority=Polkit(bus),
-            doors=[lambda manager, gate: BusDoor(bus, manager, gate, reload, any_address())],
-        )
+        async with kernel_traffic(lasting=True) as traffic:
+            yield Plugged(
+                launcher=launcher,
+                store=FileStore(_state() / "tunnels"),
+                authority=Polkit(bus),
+                traffic=traffic,
+                doors=[lambda manager, gate: BusDoor(bus, manager, gate, reload, any_address())],
+            )
     finally:
         await systemd.close()
 

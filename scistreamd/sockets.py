@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.interfaces import Bind, PortsBusy
 from scistreamd.model import Endpoint
+from scistreamd.sourcefilter import TAKES_NOTHING, Instruction, packed, takes_from
 
 _SO_ATTACH_FILTER = 26  # socket(7); Python's socket module has no name for it
-_BPF_RET = 0x06
 _BACKLOG = 4096  # the kernel cuts it to net.core.somaxconn
 
 
@@ -23,7 +23,8 @@ def hold(binds: Sequence[Bind], keepalive_idle: int) -> list[socket.socket]:
 
     A Bind with UDP gives its TCP socket and then its UDP socket. Connections
     wait in the backlog until somebody accepts; those accepted inherit TCP
-    keepalive after ``keepalive_idle`` seconds of silence. Raises PortsBusy, or
+    keepalive after ``keepalive_idle`` seconds of silence. Of a Bind with
+    ``allow_from`` the kernel takes packets of those networks only. Raises PortsBusy, or
     ScistreamError where the address or the port cannot be had at all.
     """
     with contextlib.ExitStack() as undo:
@@ -31,6 +32,8 @@ def hold(binds: Sequence[Bind], keepalive_idle: int) -> list[socket.socket]:
         for bind in binds:
             for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM)[: 2 if bind.udp else 1]:
                 held.append(undo.enter_context(_bound(bind.endpoint, kind)))
+                if bind.allow_from:
+                    _filter(held[-1], takes_from(bind.allow_from))
                 if kind == socket.SOCK_STREAM:
                     _listen(held[-1], bind.endpoint, keepalive_idle)
         undo.pop_all()
@@ -90,14 +93,27 @@ def deafen(listeners: Sequence[socket.socket]) -> None:
     """Have the kernel drop what would open a new connection; connections that exist go on.
 
     For a program that cannot stop accepting by itself: a socket filter that
-    takes no packet (BPF_RET 0, Linux's networking/filter.rst) acts on the
-    listening socket alone, whichever process accepts on it.
+    takes no packet acts on the listening socket alone, whichever process accepts on it.
     """
-    instruction = struct.pack("HBBI", _BPF_RET, 0, 0, 0)
-    buffer = ctypes.create_string_buffer(instruction, len(instruction))
-    program = struct.pack("HP", 1, ctypes.addressof(buffer))
     for listener in listeners:
-        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+        _filter(listener, TAKES_NOTHING)
+
+
+def _filter(bound: socket.socket, program: Sequence[Instruction]) -> None:
+    code = packed(program)
+    buffer = ctypes.create_string_buffer(code, len(code))
+    try:
+        bound.setsockopt(
+            socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", len(program), ctypes.addressof(buffer))
+        )
+    except OSError as problem:
+        if problem.errno != errno.ENOMEM:
+            raise
+        raise ScistreamError(
+            Code.RESOURCE_EXHAUSTED,
+            "allow-from: the kernel has no room for so many networks (net.core.optmem_max)",
+            "name larger networks",
+        ) from None
 
 
 def has_ipv6() -> bool:

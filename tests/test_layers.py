@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "scistreamd"
 CORE = {
     "", "model", "identity", "rules", "rulefile", "errors", "config",
     "policy", "ports", "lifecycle", "interfaces", "options", "names", "records",
-    "units", "unit_properties", "nftrules",
+    "units", "unit_properties", "nftrules", "sourcefilter",
     "configfile", "configkeys", "control.limits", "introspection", "bus_messages",
     "dataserver", "dataserver.common", "dataserver.haproxy", "dataserver.nginx", "dataserver.stunnel",
 }  # fmt: skip
@@ -21,7 +21,7 @@ ADAPTERS = {
     "child", "process", "places", "readiness", "sockets", "network", "keys", "runtime", "logs", "spawn",
     "activation", "capabilities", "configread", "controlcert",
     "store", "journal", "programs", "service_watch", "systemd1", "systemd_held", "systemd_launcher", "systemd_wire",
-    "bus", "bus_wire", "polkit", "netlink", "nfttable", "nftmessages",
+    "bus", "bus_wire", "polkit", "netlink", "nfttable", "nftmessages", "guard",
 }  # fmt: skip
 # What a command line tool and the daemon do alike.
 SHARED = {"addresses", "files", "selfsigned"}
@@ -29,7 +29,7 @@ SERVICE = {"gate", "manager", "books", "flows", "planning", "registry", "reserva
 CONTROL = "control"
 BUS_DOOR = {"bus_api", "bus_calls", "bus_objects", "bus_options", "bus_signals", "bus_view"}
 # They build the adapters, and join all parts.
-ROOTS = {"daemon", "service", "service_main", "policy_command", "bus_door"}
+ROOTS = {"daemon", "kernel", "service", "service_main", "policy_command", "bus_door"}
 # s2cs starts the daemon in the foreground: the one command line tool that may.
 DAEMON_SIDE = ADAPTERS | SERVICE | ROOTS | BUS_DOOR | {CONTROL}
 

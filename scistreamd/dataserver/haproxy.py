@@ -18,7 +18,7 @@ from scistreamd.dataserver.common import (
     quoted,
     tcp_sockets,
 )
-from scistreamd.interfaces import CA_FILE, LEAF_FILE, LogSays, Places, Plan, Program, SocketSays
+from scistreamd.interfaces import CA_FILE, LEAF_FILE, Bind, LogSays, Places, Plan, Program, SocketSays
 from scistreamd.model import Endpoint, Role, Security
 
 CONFIG = "haproxy.cfg"
@@ -40,7 +40,7 @@ class Haproxy:
     library = ""
     securities = frozenset({Security.TLS, Security.NONE})
     udp_securities: frozenset[Security] = frozenset()
-    filters_sources = False
+    filters_sources = True
 
     def render(self, plan: Plan, places: Places) -> Program:
         """Render the plan; BugError for a path that cannot be quoted."""
@@ -114,19 +114,27 @@ def _defaults(plan: Plan) -> str:
 
 def _listeners(plan: Plan, places: Places) -> list[str]:
     return [
-        _listener(index, f"fd@{fd}{_bind_tls(plan, places)}", plan.targets[index], _server_tls(plan, places))
-        for index, fd, _ in tcp_sockets(plan)
+        _listener(index, f"fd@{fd}{_bind_tls(plan, places)}", bind, plan.targets[index], _server_tls(plan, places))
+        for index, fd, bind in tcp_sockets(plan)
     ]
 
 
-def _listener(index: int, bind: str, targets: tuple[Endpoint, ...], server_tls: str) -> str:
+def _listener(index: int, on: str, bind: Bind, targets: tuple[Endpoint, ...], server_tls: str) -> str:
     # A target is tried once: HAProxy waits a second before it tries the same one again.
-    lines = [f"listen l{index}", f"    bind {bind}", f"    retries {len(targets) - 1}"]
+    lines = [f"listen l{index}", f"    bind {on}", f"    retries {len(targets) - 1}", *_allow(bind)]
     for number, target in enumerate(targets):
         # The first address is the best one; the others are for its failures.
         weight = 256 if number == 0 else 1
         lines.append(f"    server t{number} {_address(target)} weight {weight}{server_tls}")
     return "\n".join(lines) + "\n"
+
+
+def _allow(bind: Bind) -> list[str]:
+    """Who may connect, one network a line (HAProxy takes 64 words); decided before TLS."""
+    if not bind.allow_from:
+        return []
+    allowed = [f"    acl allowed src {network}" for network in bind.allow_from]
+    return [*allowed, "    tcp-request connection reject unless allowed"]
 
 
 def _address(target: Endpoint) -> str:

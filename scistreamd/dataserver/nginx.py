@@ -39,7 +39,7 @@ class Nginx:
     library = ""
     securities = frozenset({Security.TLS, Security.NONE})
     udp_securities = frozenset({Security.NONE})
-    filters_sources = False
+    filters_sources = True
 
     def render(self, plan: Plan, places: Places) -> Program:
         """Render the plan; BugError for a path that cannot be quoted."""
@@ -105,9 +105,9 @@ def _servers(plan: Plan, index: int) -> str:
     keepalive = f"so_keepalive={tuning.keepalive_idle_seconds}s:{KEEPALIVE_INTERVAL_SECONDS}s:{KEEPALIVE_PROBES}"
     ssl = " ssl" if plan.security is Security.TLS and plan.role is Role.PROD else ""
     text = _upstream(index, plan.targets[index])
-    text += _server(f"{_address(bind)}{ssl} {keepalive} backlog={tuning.connections}", index, "")
+    text += _server(f"{_address(bind)}{ssl} {keepalive} backlog={tuning.connections}", index, _allow(bind))
     if bind.udp:
-        text += _server(f"{_address(bind)} udp", index, f"        proxy_timeout {UDP_IDLE};\n")
+        text += _server(f"{_address(bind)} udp", index, f"        proxy_timeout {UDP_IDLE};\n" + _allow(bind))
     return text
 
 
@@ -121,6 +121,13 @@ def _upstream(index: int, targets: tuple[Endpoint, ...]) -> str:
 
 def _server(listen: str, index: int, more: str) -> str:
     return f"    server {{\n        listen {listen};\n        proxy_pass t{index};\n{more}    }}\n"
+
+
+def _allow(bind: Bind) -> str:
+    """Who may connect; decided before TLS (ngx_stream_access_module)."""
+    if not bind.allow_from:
+        return ""
+    return "".join(f"        allow {network};\n" for network in bind.allow_from) + "        deny all;\n"
 
 
 def _address(bind: Bind) -> str:

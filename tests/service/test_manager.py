@@ -313,7 +313,6 @@ async def test_what_comes_out_of_turn() -> None:
     ("options", "code", "field"),
     [
         (Options(rate=1000), Code.UNIMPLEMENTED, "rate"),
-        (Options(allow_from=(ipaddress.ip_network("10.0.0.0/8"),)), Code.UNIMPLEMENTED, "allow-from"),
         (Options(data_server="S2DS"), Code.INVALID_ARGUMENT, "type"),
         (Options(security=Security.NONE), Code.PERMISSION_DENIED, "security"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ipaddress
 import socket
@@ -135,7 +136,7 @@ async def table(name: str = "scistream", *, lasting: bool = True) -> AsyncIterat
     try:
         yield made
     finally:
-        made.close()
+        await made.close()
 
 
 def rules(text: str = "") -> list[str]:
@@ -200,6 +201,17 @@ async def test_it_is_put_back_after_somebody_flushed_it_and_found_by_the_next_pr
         assert await ours.chains() == {"who": 5, "who-x": 6}
         await ours.replace(Section("who"))
         assert run("nft", "list", "ruleset") == ""
+
+
+@in_netns
+async def test_what_somebody_removes_comes_back_by_itself() -> None:
+    async with table() as ours:
+        await ours.replace(WHO)
+        for removal in ("flush ruleset", "flush chain inet scistream who-x"):
+            run("nft", removal)
+            while await ours.chains() != {"who": 5, "who-x": 6}:  # noqa: ASYNC110  the kernel tells nobody
+                await asyncio.sleep(0.05)
+        assert same(WHO_TEXT)
 
 
 @in_netns

@@ -1,0 +1,27 @@
+"""Builds what the kernel's network does for tunnels."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import AsyncIterator
+
+from scistreamd.guard import Guard
+from scistreamd.interfaces import Traffic
+from scistreamd.nfttable import NftTable
+
+_TABLE = "scistream"
+
+
+@contextlib.asynccontextmanager
+async def kernel_traffic(*, lasting: bool) -> AsyncIterator[tuple[Traffic, ...]]:
+    """The parts, in the order of asking, until the daemon ends.
+
+    ``lasting``: whether what they did outlives the daemon, as its tunnels do.
+    A host has one such daemon, and as many others as there are.
+    """
+    table = NftTable(_TABLE if lasting else f"{_TABLE}-{secrets.token_hex(4)}", lasting=lasting)
+    try:
+        yield (Guard(table),)
+    finally:
+        await table.close()
