@@ -58,7 +58,7 @@ def pack(file: Path, top: str, epoch: int) -> None:
 def _sources(directory: Path) -> Iterator[Path]:
     """All below ``directory`` that is no hidden file and was not made by a build, in order."""
     for path in sorted(directory.iterdir()):
-        if path.name.startswith(".") or path.suffix == ".egg-info" or path.name in _MADE:
+        if path.name.startswith(".") or path.suffix in {".egg-info", ".so"} or path.name in _MADE:
             continue
         yield path
         if path.is_dir():
