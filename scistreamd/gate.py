@@ -31,6 +31,7 @@ class Verb(enum.Enum):
     RELEASE = "release"
     REVEAL = "reveal"
     RELOAD = "reload"
+    READ = "read"
 
 
 @dataclass
@@ -116,9 +117,11 @@ class Gate:
         """The settings in force now."""
         return self._settings
 
-    def reconfigure(self, settings: Settings) -> None:
-        """Judge by other settings from now on."""
+    def reconfigure(self, settings: Settings, authenticators: Sequence[Authenticator] | None = None) -> None:
+        """Judge by other settings from now on, and ask other authenticators where some are given."""
         self._settings = settings
+        if authenticators is not None:
+            self._authenticators = tuple(authenticators)
 
     async def authorize(self, caller: Caller, verb: Verb, owner: str | None = None) -> Grant:
         """Allow a user of this host the verb: root always, others as the authority decides.

@@ -180,6 +180,37 @@ class Manager:
         self._gate.permit(grant, self._question(grant, tunnel, Verb.REVEAL))
         return tunnel.uid
 
+    def own(self, grant: Grant, *, everyone: bool = False) -> tuple[TunnelView, ...]:
+        """The caller's tunnels, the oldest first; ``everyone``: all, and PERMISSION_DENIED but for administrators."""
+        if everyone and not self._gate.administers(grant.caller):
+            raise ScistreamError(
+                Code.PERMISSION_DENIED, "everyone: only administrators see other people's tunnels", "leave it out"
+            )
+        return tuple(view for view in self.tunnels() if self.owns(grant, view, everyone=everyone))
+
+    def owns(self, grant: Grant, view: TunnelView, *, everyone: bool = False) -> bool:
+        """Whether the tunnel is among those that `own` tells of.
+
+        Callers who have proved nothing share what was made from their address.
+        """
+        if everyone:
+            return True
+        caller = grant.caller
+        return view.principal == caller.principal and (caller.identity is not None or view.peer == caller.peer)
+
+    def own_id(self, grant: Grant, name: str, *, change: bool) -> str:
+        """The id of the caller's tunnel that an id or a UID names; NOT_FOUND for every other, there or not.
+
+        To ``change`` one, callers who have proved nothing show that they know its UID.
+        """
+        tunnel_id, knows_uid = self._registry.parse(name)
+        tunnel, caller = self._registry.get(tunnel_id), grant.caller
+        if tunnel is not None and tunnel.announced:
+            shown = caller.identity is not None or knows_uid or (not change and tunnel.owner.peer == caller.peer)
+            if (tunnel.owner.principal == caller.principal and shown) or self._gate.administers(caller):
+                return tunnel_id
+        raise no_tunnel("name it by its UID, or log in" if caller.identity is None else "s2uc list shows yours")
+
     def watch(self, see: Callable[[Change], None]) -> Callable[[], None]:
         """Call ``see`` with every change of every tunnel; returns the way to stop that."""
         return self._registry.watch(see)

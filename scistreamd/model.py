@@ -326,7 +326,8 @@ class Answer:
 class TunnelView:
     """A tunnel as others may see it: no secret, times in microseconds since the epoch (0: none), rate in kB/s.
 
-    ``owner`` is for people, ``principal`` says whether a caller is the owner.
+    ``owner`` is for people, ``principal`` says whether a caller is the owner,
+    ``peer`` is where it was asked for.
     """
 
     id: str
@@ -341,6 +342,7 @@ class TunnelView:
     unit: str
     owner: str
     principal: str
+    peer: IPAddress | None
     created_usec: int
     expires_usec: int
     result: str

@@ -75,14 +75,22 @@ class Registry:
 
     def find(self, text: str) -> Tunnel:
         """The tunnel of an id or a UID as people type them; INVALID_ARGUMENT or NOT_FOUND."""
+        tunnel_id, _ = self.parse(text)
+        return self.known(tunnel_id)
+
+    @staticmethod
+    def parse(text: str) -> tuple[str, bool]:
+        """The id that an id or a UID means, and whether it was a UID; INVALID_ARGUMENT for anything else."""
         if len(text) == _ID_LENGTH and set(text) <= set("0123456789abcdef"):
-            return self.known(text)
+            return text, False
         try:
-            return self.known(Uid.parse(text).id)
+            return Uid.parse(text).id, True
         except ScistreamError as problem:
-            if problem.code is Code.INVALID_ARGUMENT:
-                raise invalid("id", "neither the id nor the UID of a tunnel", problem.hint) from None
-            raise
+            raise invalid("id", "neither the id nor the UID of a tunnel", problem.hint) from None
+
+    def get(self, tunnel_id: str) -> Tunnel | None:
+        """The tunnel of an id, if there is one."""
+        return self._tunnels.get(tunnel_id)
 
     def of_caller(self, caller: Caller) -> int:
         """How many tunnels this caller has made: an address, a user of this host."""
@@ -109,6 +117,7 @@ def view_of(tunnel: Tunnel) -> TunnelView:
         unit=tunnel.held.unit if tunnel.held else "",
         owner=str(tunnel.owner),
         principal=tunnel.owner.principal,
+        peer=tunnel.owner.peer,
         created_usec=round(tunnel.created * 1e6),
         expires_usec=round(tunnel.expires * 1e6),
         result=tunnel.result,

@@ -1,16 +1,17 @@
-"""The control port of one gateway as the user client sees it: a connection, and four calls."""
+"""The control port of one gateway as the user client sees it: a connection and its calls."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote
 
 from google.protobuf.message import Message
-from grpclib.client import Channel, UnaryUnaryMethod
+from grpclib.client import Channel, Stream, UnaryStreamMethod, UnaryUnaryMethod
 from grpclib.encoding.proto import ProtoCodec
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 from h2.exceptions import H2Error
@@ -18,6 +19,7 @@ from h2.exceptions import H2Error
 from scistreamd.cli import failures
 from scistreamd.cli.trust import Trust
 from scistreamd.control import scistream_pb2 as pb
+from scistreamd.control import scistream_v2_pb2 as own
 from scistreamd.model import Target
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ CONNECT_SECONDS = 10.0
 HINT, WARNING = "scistream-hint", "scistream-warning"
 # What deployed clients send where no login gave them a token.
 NO_TOKEN = "INVALID_TOKEN"  # noqa: S105 - it stands for having none
+
+_OWN = "scistream.v2.Tunnels"
 
 Q = TypeVar("Q", bound=Message)
 A = TypeVar("A", bound=Message)
@@ -105,6 +109,33 @@ class Gateway:
         """End the tunnel."""
         return await self._call("release", pb.Release(uid=uid), pb.Response)
 
+    async def tunnels(self, *, everyone: bool) -> Sequence[own.Tunnel]:
+        """One's own tunnels; ``everyone``: all of the gateway, for administrators."""
+        return (await self._own("List", own.ListRequest(everyone=everyone), own.ListResponse)).tunnels
+
+    async def tunnel(self, name: str) -> own.Tunnel:
+        """One tunnel by id or UID."""
+        return await self._own("Get", own.GetRequest(name=name), own.Tunnel)
+
+    async def extend(self, name: str, lifetime: int) -> own.Tunnel:
+        """Give a tunnel ``lifetime`` seconds from now on, 0: no end."""
+        return await self._own("Extend", own.ExtendRequest(name=name, lifetime=lifetime), own.Tunnel)
+
+    async def end(self, name: str) -> None:
+        """Release a tunnel by id or UID."""
+        await self._own("Release", own.ReleaseRequest(name=name), own.ReleaseResponse)
+
+    async def watch(self, *, everyone: bool) -> AsyncIterator[own.Change]:
+        """What there is and, after a change of kind CURRENT, what happens, for ever."""
+        method = UnaryStreamMethod(self._opened, f"/{_OWN}/Watch", own.WatchRequest, own.Change)
+        async with self._stream(method, "Watch") as stream:
+            await stream.send_message(own.WatchRequest(everyone=everyone), end=True)
+            async for change in stream:
+                yield change
+
+    async def _own(self, name: str, message: Q, answer: type[A]) -> A:
+        return await self._call(name, message, answer, service=_OWN)
+
     async def health(self) -> str:
         """The state of the whole server by grpc.health.v1, such as SERVING (grpc/doc/health-checking.md)."""
         from grpclib.health.v1 import health_pb2 as health
@@ -121,15 +152,33 @@ class Gateway:
         options: Mapping[str, str] | None = None,
         service: str = "scistream.Control",
     ) -> A:
+        method = UnaryUnaryMethod(self._opened, f"/{service}/{name}", type(message), answer)
+        async with self._stream(method, name, options) as stream:
+            await stream.send_message(message, end=True)
+            reply = await stream.recv_message()
+            self._tell_warnings(stream.initial_metadata)
+        if reply is None:
+            raise failures.of_break("no message in the answer", self.address, self._trust)
+        return reply
+
+    @property
+    def _opened(self) -> Channel:
         if self._channel is None:
             raise RuntimeError("a call outside of `async with`")
-        method = UnaryUnaryMethod(self._channel, f"/{service}/{name}", type(message), answer)
+        return self._channel
+
+    @contextlib.asynccontextmanager
+    async def _stream(
+        self,
+        method: UnaryUnaryMethod[Q, A] | UnaryStreamMethod[Q, A],
+        name: str,
+        options: Mapping[str, str] | None = None,
+    ) -> AsyncIterator[Stream[Q, A]]:
+        """A call under way, whose failures become ScistreamError."""
         metadata = {"authorization": NO_TOKEN, **(options or {})}
         try:
             async with method.open(metadata=metadata) as stream:
-                await stream.send_message(message, end=True)
-                reply = await stream.recv_message()
-                self._tell_warnings(stream.initial_metadata)
+                yield stream
         except GRPCError as error:
             hint = _of_ours(stream.trailing_metadata, HINT)
             raise failures.of_status(error.status.value, error.message or "", name, "".join(hint)) from None
@@ -137,9 +186,6 @@ class Gateway:
             raise failures.of_break(str(error), self.address, self._trust) from None
         except OSError as error:
             raise failures.of_connection(error, self.address, self._trust) from None
-        if reply is None:
-            raise failures.of_break("no message in the answer", self.address, self._trust)
-        return reply
 
     def _tell_warnings(self, metadata: Metadata | None) -> None:
         for warning in _of_ours(metadata, WARNING):

@@ -92,8 +92,61 @@ def hello(parser: Parser) -> None:
 
 def release(parser: Parser) -> None:
     """Options of ``s2uc release``."""
-    _uid(parser)
+    parser.add_argument(
+        "uid",
+        metavar="UID",
+        help="the tunnel's UID; - reads it from stdin, @FILE from a file; who has logged in may give its id",
+    )
     _gateway(parser)
+
+
+def listed(parser: Parser) -> None:
+    """Options of ``s2uc list``."""
+    _reading(parser)
+    _everyone(parser)
+    parser.add_boolean("--no-legend", help="no titles and no count")
+
+
+def show(parser: Parser) -> None:
+    """Options of ``s2uc show``."""
+    _named(parser)
+    _reading(parser)
+
+
+def extend(parser: Parser) -> None:
+    """Options of ``s2uc extend``."""
+    _named(parser)
+    parser.add_argument(
+        "lifetime", metavar="TIME", type=lifetime, help="seconds from now on, or 90m, 2h, 1d; 0: no end"
+    )
+    _reading(parser)
+
+
+def watch(parser: Parser) -> None:
+    """Options of ``s2uc watch``."""
+    _reading(parser)
+    _everyone(parser)
+
+
+def lifetime(text: str) -> int:
+    """A duration in seconds as `seconds` has it, or 0."""
+    return 0 if text == "0" else seconds(text)
+
+
+def _named(parser: Parser) -> None:
+    parser.add_argument(
+        "name", metavar="TUNNEL", help="its id, the start of one, its label, or its UID, also as - or @FILE"
+    )
+
+
+def _everyone(parser: Parser) -> None:
+    parser.add_boolean("--everyone", help="all tunnels of the gateway, for administrators")
+
+
+def _reading(parser: Parser) -> None:
+    _gateway(parser)
+    parser.add_boolean("--json", help="print JSON; watch: one object a line")
+    parser.add_boolean("--no-pager", help="print straight to the terminal")
 
 
 def health(parser: Parser) -> None:

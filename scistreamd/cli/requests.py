@@ -91,18 +91,22 @@ def hello(options: Namespace) -> int:
         if answer.listeners:
             _say(f"Listeners: {list(answer.listeners)!r}")
 
-    return _run(options, work, _SECONDS, "hello")
+    return run(options, work, _SECONDS, "hello")
 
 
 def release(options: Namespace) -> int:
     """``s2uc release``."""
-    uid = uids.read(options.uid)
+    by_id = uids.is_id(options.uid)
+    uid = None if by_id else uids.read(options.uid)
 
     async def work(gateway: Gateway) -> None:
-        await gateway.release(uid.reveal())
+        if uid is None:
+            await gateway.end(options.uid)
+        else:
+            await gateway.release(uid.reveal())
         _say("Release completed")
 
-    return _run(options, work, _SECONDS, "release")
+    return run(options, work, _SECONDS, "release")
 
 
 def health(options: Namespace) -> int:
@@ -114,7 +118,7 @@ def health(options: Namespace) -> int:
             raise ScistreamError(Code.UNAVAILABLE, f"{gateway.address} says {state}", "the gateway's log may say more")
         _say(f"{gateway.address}: {state}")
 
-    return _run(options, work, _HEALTH_SECONDS, "the answer")
+    return run(options, work, _HEALTH_SECONDS, "the answer")
 
 
 def _request(options: Namespace, wish: Wish, *, hidden: bool) -> int:
@@ -138,7 +142,7 @@ def _request(options: Namespace, wish: Wish, *, hidden: bool) -> int:
 
             await Session(gateway, wish, say, _note).open(hand_over)
 
-    return _run(options, work, _SECONDS if wish.hello else _HELLO_SECONDS, "the request")
+    return run(options, work, _SECONDS if wish.hello else _HELLO_SECONDS, "the request")
 
 
 def _as_json(options: Namespace, wish: Wish, opened: Opened, uid: str | None) -> str:
@@ -248,7 +252,7 @@ def _is_loopback(target: Target) -> bool:
     return target.address.is_loopback if target.address else target.host == "localhost"
 
 
-def _run(options: Namespace, work: Callable[[Gateway], Coroutine[Any, Any, None]], limit: int, what: str) -> int:
+def run(options: Namespace, work: Callable[[Gateway], Coroutine[Any, Any, None]], limit: int, what: str) -> int:
     """Connect and do the work, within the time, ending cleanly on SIGINT and SIGTERM."""
     address = _control(options.s2cs)
     trust = None if options.no_tls else Trust.of_option(options.server_cert)

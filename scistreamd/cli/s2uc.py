@@ -15,7 +15,7 @@ from scistreamd.cli.commands import Command, Tool, lazily
 from scistreamd.cli.options import Parser
 from scistreamd.errors import Code, ScistreamError
 
-_REQUESTS = "scistreamd.cli.requests"
+_REQUESTS, _OWN = "scistreamd.cli.requests", "scistreamd.cli.own"
 _NO_LOGIN = "a gateway that was started without --client-secret asks for no token"
 
 
@@ -70,6 +70,10 @@ TOOL = Tool(
             request_options.hello,
             lazily(_REQUESTS, "hello"),
         ),
+        Command("list", "show one's tunnels on a gateway", request_options.listed, lazily(_OWN, "listed")),
+        Command("show", "show all of one tunnel", request_options.show, lazily(_OWN, "show")),
+        Command("extend", "give a tunnel another lifetime", request_options.extend, lazily(_OWN, "extend")),
+        Command("watch", "tell of changes as they happen", request_options.watch, lazily(_OWN, "watch")),
         Command("health", "say whether a gateway serves", request_options.health, lazily(_REQUESTS, "health")),
         Command("login", "get a token (not in this version)", _auth_arguments, _login),
         Command("logout", "forget all tokens", _auth_arguments, _logout),

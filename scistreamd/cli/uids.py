@@ -14,6 +14,7 @@ from scistreamd.cli.options import UsageError
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.model import Uid
 
+ID_LENGTH = 12
 _FILE_LIMIT = 4096
 
 
@@ -30,6 +31,11 @@ def read(argument: str) -> Uid:
         return Uid.parse(argument, "UID")
     except ScistreamError as error:
         raise UsageError(error.message, error.hint) from None
+
+
+def is_id(argument: str) -> bool:
+    """Whether it is a tunnel's public id: 12 hex digits."""
+    return len(argument) == ID_LENGTH and set(argument) <= set("0123456789abcdef")
 
 
 def is_hidden(argument: str) -> bool:

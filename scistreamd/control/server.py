@@ -8,6 +8,7 @@ import logging
 import socket
 import ssl
 from collections.abc import Iterable
+from typing import Protocol
 
 from grpclib.health.service import Health
 from grpclib.reflection.service import ServerReflection
@@ -18,16 +19,26 @@ from scistreamd.control.door import Admission, Door, Ticket
 from scistreamd.control.limits import Limits
 from scistreamd.control.service import SERVICE, Admits, ControlService, Tunnels
 from scistreamd.control.session import Session
+from scistreamd.control.tunnels import SERVICE as OWN
+from scistreamd.control.tunnels import OwnTunnels, TunnelsService
 from scistreamd.model import Caller
 
-# These end by themselves soon; a stop lets them. A req waits for minutes, health and reflection for ever.
-_BRIEF = frozenset(f"/{SERVICE}/{name}" for name in ("hello", "update", "release"))
+
+class Manages(Tunnels, OwnTunnels, Protocol):
+    """What the services of this port need of the manager."""
+
+
+# These end by themselves soon; a stop lets them. A req waits for minutes, health, reflection and Watch for ever.
+_BRIEF = frozenset(
+    [f"/{SERVICE}/{name}" for name in ("hello", "update", "release")]
+    + [f"/{OWN}/{name}" for name in ("List", "Get", "Extend", "Release")]
+)
 
 
 class ControlServer:
     """Serves scistream.Control, health checking and reflection on bound sockets."""
 
-    def __init__(self, tunnels: Tunnels, gate: Admits, limits: Limits | None = None) -> None:
+    def __init__(self, tunnels: Manages, gate: Admits, limits: Limits | None = None) -> None:
         self._tunnels = tunnels
         self._gate = gate
         self._limits = limits or Limits()
@@ -50,7 +61,10 @@ class ControlServer:
         self._context = context
         # At DEBUG hpack writes out every header, and with them the tokens of callers.
         logging.getLogger("hpack").setLevel(logging.INFO)
-        methods = _methods(ControlService(self._tunnels, self._gate, self._limits.send_seconds))
+        seconds = self._limits.send_seconds
+        methods = _methods(
+            ControlService(self._tunnels, self._gate, seconds), TunnelsService(self._tunnels, self._gate, seconds)
+        )
         for listener in sockets:
             door = Door(
                 listener,
@@ -113,7 +127,7 @@ class ControlServer:
         return Session(methods, self._limits, caller, came=self._sessions.add, gone=gone)
 
 
-def _methods(service: ControlService) -> Methods:
-    services = ServerReflection.extend([service, Health({service: []})])
+def _methods(*ours: ControlService | TunnelsService) -> Methods:
+    services = ServerReflection.extend([*ours, Health({service: [] for service in ours})])
     handlers = {path: handler for each in services for path, handler in each.__mapping__().items()}
     return Methods(handlers, Server(services), _BRIEF)

@@ -28,9 +28,11 @@ log = logging.getLogger("scistreamd.control")
 audit = logging.getLogger("scistreamd.audit")
 
 SERVICE = "scistream.Control"
+_DONE = "OK"
 
 _Request = TypeVar("_Request", bound=Message)
 _Reply = TypeVar("_Reply", bound=Message)
+_Found = TypeVar("_Found")
 
 
 class Tunnels(Protocol):
@@ -60,9 +62,13 @@ class Admits(Protocol):
 
 
 class Trail:
-    """What the audit line of one call says; ``tunnel`` is filled in once the UID is known to be one."""
+    """What the audit line of one call says; ``tunnel`` is filled in once the UID is known to be one.
 
-    def __init__(self, call: str) -> None:
+    ``reading``: the call changes nothing, and leaves a line only where it is refused.
+    """
+
+    def __init__(self, call: str, *, reading: bool = False) -> None:
+        self.reading = reading
         self.call = call
         self.tunnel = "-"
         self.warnings: tuple[str, ...] = ()
@@ -71,6 +77,8 @@ class Trail:
 
     def close(self, outcome: str) -> None:
         """Write the line, with the policy rule that decided where one did."""
+        if self.reading and outcome == _DONE:
+            return
         rule = self.grant.decided.rule if self.grant else ""
         by_rule = f" rule={rule}" if rule else ""
         audit.info("%s by %s tunnel=%s%s: %s", self.call, self.caller, self.tunnel, by_rule, outcome)
@@ -103,11 +111,11 @@ class ControlService:
         async def call(stream: Stream[_Request, _Reply]) -> None:
             trail = Trail(name)
             try:
-                reply = await _outcome(stream, trail, self._gate, step)
+                reply = await outcome(stream, trail, self._gate, step)
             except Refusal as refusal:
                 await refusal.send(stream)
             else:
-                await _deliver(stream, reply, trail.warnings, self._send_seconds)
+                await deliver(stream, reply, trail.warnings, self._send_seconds)
 
         return Handler(call, Cardinality.UNARY_UNARY, request, reply)
 
@@ -154,20 +162,20 @@ class Refusal(GRPCError):
         await stream.send_trailing_metadata(status=self.status, status_message=self.message, metadata=metadata)
 
 
-async def _outcome(
+async def outcome(
     stream: Stream[_Request, Any],
     trail: Trail,
     gate: Admits,
-    step: Callable[[_Request, wire.Metadata, Trail], Awaitable[_Reply]],
-) -> _Reply:
-    """The reply, or GRPCError: the one place where errors become statuses."""
+    step: Callable[[_Request, wire.Metadata, Trail], Awaitable[_Found]],
+) -> _Found:
+    """What the step found, or GRPCError: the one place where errors become statuses."""
     try:
         message = await stream.recv_message()
         if message is None:
             raise GRPCError(Status.INVALID_ARGUMENT, "the call brought no request message")
         metadata = list((stream.metadata or {}).items())
         trail.caller = await gate.identify(trail.caller, wire.credentials(metadata, CERTIFICATE.get()))
-        reply = await step(message, metadata, trail)
+        found = await step(message, metadata, trail)
     except asyncio.CancelledError:
         trail.close("CANCELLED")
         raise
@@ -182,11 +190,11 @@ async def _outcome(
         trail.close(f"INTERNAL incident {incident}")
         log.exception("incident %s in %s of tunnel %s", incident, trail.call, trail.tunnel)
         raise GRPCError(Status.INTERNAL, f"internal error (incident {incident} in the gateway's log)") from None
-    trail.close("OK")
-    return reply
+    trail.close(_DONE)
+    return found
 
 
-async def _deliver(stream: Stream[Any, _Reply], reply: _Reply, warnings: Iterable[str], seconds: float) -> None:
+async def deliver(stream: Stream[Any, _Reply], reply: _Reply, warnings: Iterable[str], seconds: float) -> None:
     try:
         await stream.send_initial_metadata(metadata=[(wire.WARNING, quote(warning)) for warning in warnings])
         await asyncio.wait_for(stream.send_message(reply), seconds)

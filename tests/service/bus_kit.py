@@ -238,6 +238,7 @@ class Tunnels:
             "",
             str(grant.caller),
             grant.caller.principal,
+            grant.caller.peer,
             1_700_000_000_000_000,
             0,
             "",

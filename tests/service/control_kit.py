@@ -27,7 +27,7 @@ from scistreamd.control.server import ControlServer
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.gate import Grant, Verb
 from scistreamd.identity import Credentials
-from scistreamd.model import Answer, Caller, Endpoint, Options, Role, Target, Uid
+from scistreamd.model import Answer, Caller, Change, Endpoint, Options, Role, Target, TunnelView, Uid
 
 HOST = "127.0.0.1"
 PORTS = range(23000, 23100)
@@ -111,6 +111,29 @@ class Bench:
     freed: list[Uid] = field(default_factory=list)
     failure: Exception | None = None
     slow: asyncio.Event | None = None
+
+    # scistream.v2.Tunnels has tests of its own, with the real manager.
+
+    def own(self, grant: Grant, *, everyone: bool = False) -> tuple[TunnelView, ...]:
+        return ()
+
+    def owns(self, grant: Grant, view: TunnelView, *, everyone: bool = False) -> bool:
+        return False
+
+    def own_id(self, grant: Grant, name: str, *, change: bool) -> str:
+        raise ScistreamError(Code.NOT_FOUND, "no such tunnel")
+
+    def view(self, tunnel_id: str) -> TunnelView:
+        raise ScistreamError(Code.NOT_FOUND, "no such tunnel")
+
+    async def extend(self, grant: Grant, tunnel_id: str, seconds: int) -> TunnelView:
+        raise ScistreamError(Code.NOT_FOUND, "no such tunnel")
+
+    async def end(self, grant: Grant, tunnel_id: str, drain: float) -> None:
+        raise ScistreamError(Code.NOT_FOUND, "no such tunnel")
+
+    def watch(self, see: Callable[[Change], None]) -> Callable[[], None]:
+        return lambda: None
 
     async def request(self, grant: Grant, uid: Uid, role: Role, count: int, options: Options) -> Answer:
         self._note(grant)

@@ -132,12 +132,13 @@ async def gateway(where: Path, address: str, *options: str) -> AsyncIterator[Gat
 class Deployed:
     """Calls as SciStream 1.2 clients make them."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, token: str = "INVALID_TOKEN") -> None:
         self._channel = channel
+        self._token = token
 
     async def call(self, method: str, fields: Fields, metadata: Sequence[tuple[str, str]] = ()) -> dict[int, list[str]]:
         raw = self._channel.unary_unary(f"/scistream.Control/{method}")
-        reply = await raw(encode(fields), metadata=(("authorization", "INVALID_TOKEN"), *metadata))
+        reply = await raw(encode(fields), metadata=(("authorization", self._token), *metadata))
         return decode(reply)
 
     async def request(
