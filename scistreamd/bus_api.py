@@ -19,6 +19,7 @@ from scistreamd.config import Settings
 from scistreamd.errors import Code, ScistreamError, invalid
 from scistreamd.gate import Grant, Verb
 from scistreamd.identity import Identity
+from scistreamd.interfaces import Counters
 from scistreamd.introspection import Interface
 from scistreamd.model import Caller, Change, Options, Role, Target, TunnelView, Uid
 
@@ -76,12 +77,13 @@ class Host:
     """What the daemon lends this front door.
 
     ``settings``: those in force now. ``busy``: why nothing could listen on a
-    port now, or an empty string. ``reload``: reads the configuration again,
+    port now, or an empty string. ``counters``: what tunnels have carried. ``reload``: reads the configuration again,
     and raises ScistreamError where it is wrong.
     """
 
     settings: Callable[[], Settings]
     busy: Callable[[int], str]
+    counters: Counters
     reload: Callable[[], None]
 
 
@@ -95,7 +97,7 @@ class BusApi:
         self._gate = gate
         self._host = host
         interfaces = introspection.interfaces(xml)
-        self._objects = Objects(interfaces, self._gateway, tunnels.view, tunnels.tunnels)
+        self._objects = Objects(interfaces, self._gateway, tunnels.view, tunnels.tunnels, host.counters)
         self._announcer = Announcer(bus, self._gateway)
         self._calls = Calls(self._table(), self._interfaces_at)
         self._unwatch: Callable[[], None] | None = None
@@ -132,10 +134,12 @@ class BusApi:
             (names.MANAGER, "Release"): self._release_named,
             (names.MANAGER, "GetTunnel"): self._get_tunnel,
             (names.MANAGER, "ListTunnels"): self._list,
+            (names.MANAGER, "ListCounters"): self._list_counters,
             (names.MANAGER, "CheckPorts"): self._check_ports,
             (names.MANAGER, "Reload"): self._reload,
             (names.TUNNEL, "Update"): self._update,
             (names.TUNNEL, "Release"): self._release,
+            (names.TUNNEL, "GetCounters"): self._get_counters,
             (names.TUNNEL, "GetUid"): self._get_uid,
         }
 
@@ -227,6 +231,11 @@ class BusApi:
     async def _list(self, call: Call, trail: Trail) -> tuple[Any, ...]:
         return ([bus_view.row(view) for view in self._tunnels.tunnels()],)
 
+    async def _list_counters(self, call: Call, trail: Trail) -> tuple[Any, ...]:
+        found = self._host.counters.all()
+        known = [view.id for view in self._tunnels.tunnels() if view.id in found]
+        return ([bus_view.counts_row(tunnel_id, found[tunnel_id]) for tunnel_id in known],)
+
     async def _check_ports(self, call: Call, trail: Trail) -> tuple[Any, ...]:
         taken = {each.port: view.id for view in self._tunnels.tunnels() for each in view.listeners}
         ports = call.body[0] or list(self._host.settings().port_range)
@@ -285,6 +294,9 @@ class BusApi:
         grant = await self._allowed(call, trail, Verb.RELEASE, tunnel_id)
         await self._tunnels.end(grant, tunnel_id, drain)
         return ()
+
+    async def _get_counters(self, call: Call, trail: Trail) -> tuple[Any, ...]:
+        return (bus_view.counts_told(self._host.counters.counts(names.tunnel_id(call.path) or "")),)
 
     async def _get_uid(self, call: Call, trail: Trail) -> tuple[Any, ...]:
         tunnel_id = self._id(call, trail)

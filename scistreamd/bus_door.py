@@ -14,7 +14,7 @@ from scistreamd.bus_api import BusApi, Host
 from scistreamd.bus_messages import Call, CallError, Reply
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.gate import Gate
-from scistreamd.interfaces import Bind, PortsBusy
+from scistreamd.interfaces import Bind, Counters, PortsBusy
 from scistreamd.manager import Manager
 from scistreamd.model import Endpoint, IPAddress
 
@@ -36,13 +36,20 @@ class BusDoor:
     """The way in by D-Bus, over one manager and gate; a `daemon.FrontDoor`."""
 
     def __init__(
-        self, bus: Bus, manager: Manager, gate: Gate, reload: Callable[[], None], any_address: IPAddress
+        self,
+        bus: Bus,
+        manager: Manager,
+        gate: Gate,
+        reload: Callable[[], None],
+        any_address: IPAddress,
+        *,
+        counters: Counters,
     ) -> None:
         """``bus``: not serving yet; `Polkit` may use the same. ``any_address``: as for `Manager`."""
         self._bus = bus
         self._gate = gate
         self._any_address = any_address
-        host = Host(lambda: gate.settings, self._busy, reload)
+        host = Host(lambda: gate.settings, self._busy, counters, reload)
         self._api = BusApi(bus, manager, gate, host, interface_xml())
         self._decided = asyncio.Event()
         self._serving = False

@@ -6,13 +6,16 @@ here. The text of Introspect is that of the XML.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from scistreamd import bus_view, names
 from scistreamd.bus_messages import CallError, Typed
 from scistreamd.bus_view import Properties
+from scistreamd.counts import Counts
 from scistreamd.errors import Code, ScistreamError
+from scistreamd.interfaces import Counters
 from scistreamd.introspection import Interface, node
 from scistreamd.model import TunnelView
 
@@ -28,12 +31,14 @@ class Objects:
         gateway: Callable[[], Properties],
         view: Callable[[str], TunnelView],
         views: Callable[[], tuple[TunnelView, ...]],
+        counters: Counters,
     ) -> None:
         """``gateway``: the properties of the root object; ``view`` raises NOT_FOUND; ``views``: all tunnels."""
         self._interfaces = interfaces
         self._gateway = gateway
         self._view = view
         self._views = views
+        self._counters = counters
 
     def at(self, path: str) -> dict[str, Interface]:
         """The interfaces of an object by name; UnknownObject where there is none.
@@ -57,21 +62,29 @@ class Objects:
 
     def managed(self) -> dict[str, dict[str, Properties]]:
         """The answer to GetManagedObjects."""
-        return {names.tunnel_path(view.id): {names.TUNNEL: bus_view.tunnel(view)} for view in self._views()}
+        with_counts: dict[str, Counts] = {}
+        with contextlib.suppress(ScistreamError):  # what cannot be seen is left out
+            with_counts = self._counters.all()
+        return {names.tunnel_path(view.id): {names.TUNNEL: _tunnel(view, with_counts)} for view in self._views()}
 
     def get(self, path: str, interface: str, name: str) -> Typed:
-        """One property; UNIMPLEMENTED for those that are declared and have no value yet."""
+        """One property; UNAVAILABLE for a counter where nothing can be seen, with the reason."""
         if name not in self._declared(path, interface):
             raise CallError(names.UNKNOWN_PROPERTY, f"no property {name} in {interface or 'any interface'} of {path}")
-        found = self._values(path).get(name)
-        if found is None:
-            raise ScistreamError(Code.UNIMPLEMENTED, f"{name}: this version does not count it")
-        return found
+        tunnel_id = names.tunnel_id(path)
+        if tunnel_id and name in bus_view.COUNTERS:
+            return bus_view.counters(self._counters.counts(tunnel_id))[name]
+        return self._values(path)[name]
 
     def all(self, path: str, interface: str) -> Properties:
-        """The properties of one interface, or of all where it is empty."""
+        """The properties of one interface, or of all where it is empty; counters as far as they can be seen."""
         declared = self._declared(path, interface)
-        return {name: typed for name, typed in self._values(path).items() if name in declared}
+        found = self._values(path)
+        tunnel_id = names.tunnel_id(path)
+        if tunnel_id and declared:
+            with contextlib.suppress(ScistreamError):
+                found |= bus_view.counters(self._counters.counts(tunnel_id))
+        return {name: typed for name, typed in found.items() if name in declared}
 
     def set(self, path: str, interface: str, name: str) -> None:
         """No property can be set."""
@@ -105,3 +118,8 @@ class Objects:
             return [view.id for view in self._views()]
         above = path.rstrip("/") + "/"
         return [names.TUNNELS.removeprefix(above).partition("/")[0]] if names.TUNNELS.startswith(above) else []
+
+
+def _tunnel(view: TunnelView, with_counts: Mapping[str, Counts]) -> Properties:
+    found = bus_view.tunnel(view)
+    return found | bus_view.counters(with_counts[view.id]) if view.id in with_counts else found

@@ -8,12 +8,13 @@ import scistreamd
 from scistreamd import names
 from scistreamd.bus_messages import Typed
 from scistreamd.config import Settings
+from scistreamd.counts import Counts, Totals
 from scistreamd.dataserver import TYPES, parse_type
 from scistreamd.model import TunnelView
 
 Properties = dict[str, Typed]
 
-# In the XML, and not counted yet: Get answers UNIMPLEMENTED.
+# Without PropertiesChanged, and counted while somebody asks.
 COUNTERS = ("Connections", "BytesIn", "BytesOut")
 
 
@@ -69,3 +70,51 @@ def manager(settings: Settings, free_ports: int, tunnels: int) -> Properties:
         "Types": Typed("as", [each.name for each in TYPES]),
         "NTunnels": Typed("u", tunnels),
     }
+
+
+def counters(counts: Counts) -> Properties:
+    """The properties that count."""
+    return {
+        "Connections": Typed("u", counts.connections),
+        "BytesIn": Typed("t", counts.plain.bytes_in),
+        "BytesOut": Typed("t", counts.plain.bytes_out),
+    }
+
+
+def counts_row(tunnel_id: str, counts: Counts) -> list[Any]:
+    """A tunnel in the answer of ListCounters."""
+    return [
+        tunnel_id,
+        counts.connections,
+        counts.connections_total,
+        *counts.plain,
+        list(counts.rates.bytes_in),
+        list(counts.rates.bytes_out),
+        counts.health.rtt_usec,
+        counts.retransmits,
+        counts.health.delivery_rate,
+        counts.estimated,
+    ]
+
+
+def counts_told(counts: Counts) -> Properties:
+    """The answer of GetCounters."""
+    return {
+        "connections": Typed("u", counts.connections),
+        "connections-total": Typed("t", counts.connections_total),
+        **_totals("", counts.plain),
+        "rates-in": Typed("ad", list(counts.rates.bytes_in)),
+        "rates-out": Typed("ad", list(counts.rates.bytes_out)),
+        "used-usec": Typed("t", round(counts.used * 1e6)),
+        "estimated": Typed("b", counts.estimated),
+        **_totals("wan-", counts.wan),
+        "wan-connections": Typed("u", counts.health.connections),
+        "wan-retransmits": Typed("t", counts.retransmits),
+        "wan-rtt-usec": Typed("u", counts.health.rtt_usec),
+        "wan-cwnd": Typed("u", counts.health.cwnd),
+        "wan-delivery-rate": Typed("t", counts.health.delivery_rate),
+    }
+
+
+def _totals(prefix: str, totals: Totals) -> Properties:
+    return {f"{prefix}{name.replace('_', '-')}": Typed("t", value) for name, value in totals._asdict().items()}

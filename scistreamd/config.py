@@ -51,6 +51,7 @@ class Settings:
     ``lan``: what inbound tunnels may forward to while no rule says otherwise; None
     is the attached and the private networks. ``policy``: the rules, the first that fits decides.
     ``administrators``: who may change other people's tunnels, None is nobody on the control port.
+    ``idle_timeout``: seconds without a connection after which a tunnel ends; 0 is never.
     ``idle_exit``: seconds without anything to do after which scistreamd ends; 0 is never.
     """
 
@@ -69,6 +70,7 @@ class Settings:
     lan: tuple[IPNetwork, ...] | None = None
     policy: tuple[Rule, ...] = ()
     administrators: Who | None = None
+    idle_timeout: float = 7 * 86400
     idle_exit: float = 0
     log_level: str = "info"
 

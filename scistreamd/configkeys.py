@@ -211,6 +211,7 @@ KEYS: tuple[Key, ...] = (
     ),
     _same("lan", _NETWORKS, "what inbound tunnels may forward to; empty: the attached networks, RFC 1918, RFC 4193"),
     _same("policy", _POLICY, "who may have which tunnels; the first rule that fits decides"),
+    _same("idle_timeout", _seconds(0, 3650 * _DAYS), "end a tunnel that had no connection for so long; 0: never"),
     _same("idle_exit", _seconds(0, 365 * _DAYS), "end when there was nothing to do for so long; 0: never"),
     Key("log.level", "log_level", _LEVEL, "the least important lines that are logged"),
     _same("quotas.ports_per_request", _whole(1, 65535), "listeners in one request"),

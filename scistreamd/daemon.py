@@ -27,14 +27,16 @@ from scistreamd.control.server import ControlServer
 from scistreamd.dataserver import DataServerType
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.gate import Gate
-from scistreamd.interfaces import Authority, Bind, Launcher, PortsBusy, Store, Traffic
+from scistreamd.interfaces import Authority, Bind, CounterBooks, Counters, Launcher, PortsBusy, Store, Traffic
 from scistreamd.kernel import kernel_traffic
 from scistreamd.keys import TunnelKeys
 from scistreamd.manager import Manager
+from scistreamd.meter import Meter
 from scistreamd.model import Endpoint, IPAddress, State
 from scistreamd.network import HostNetwork
 from scistreamd.process import ProcessLauncher
 from scistreamd.runtime import runtime_directory
+from scistreamd.sockdiag import SockDiag
 
 _STOP_GRACE = 2.0
 _CONTROL_KEEPALIVE = 30  # seconds: callers wait on this port for minutes, and may vanish
@@ -64,14 +66,16 @@ class Plugged:
     ``launcher`` runs the data server types that need not be children of the
     daemon, and ``store`` keeps the books of those tunnels; ``authority``
     decides about users of this host; ``traffic`` is what the kernel's network does
-    for tunnels, in the order of asking; ``doors`` are built once the manager is there.
+    for tunnels, in the order of asking; ``counter_books`` keep what is counted of tunnels
+    that outlive the daemon; ``doors`` are built once the manager is there.
     """
 
     launcher: Launcher | None = None
     store: Store | None = None
     authority: Authority | None = None
     traffic: Sequence[Traffic] = ()
-    doors: Sequence[Callable[[Manager, Gate], FrontDoor]] = ()
+    counter_books: CounterBooks | None = None
+    doors: Sequence[Callable[[Manager, Gate, Counters], FrontDoor]] = ()
 
 
 class Gateway:
@@ -94,7 +98,8 @@ class Gateway:
             traffic=plugged.traffic,
         )
         self.server = ControlServer(self.manager, self.gate, settings.control.limits)
-        self._doors = [make(self.manager, self.gate) for make in plugged.doors]
+        self.meter = Meter(self.manager, SockDiag(), plugged.counter_books)
+        self._doors = [make(self.manager, self.gate, self.meter) for make in plugged.doors]
 
     def _launcher_of(self, kind: DataServerType) -> Launcher:
         return self._process if kind.subprocess or self._plugged.launcher is None else self._plugged.launcher
@@ -106,6 +111,7 @@ class Gateway:
         for door in self._doors:
             await door.open()
         await self.manager.restore()
+        self.meter.start()
         await self.server.start(listeners, tls)
         for door in self._doors:
             door.serve()
@@ -116,6 +122,7 @@ class Gateway:
             await door.close()
         await self.server.close(_STOP_GRACE)
         await self.manager.close()
+        self.meter.stop()
         self._network.close()
 
     def reconfigure(self, settings: Settings) -> None:

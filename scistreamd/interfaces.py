@@ -16,7 +16,10 @@ from scistreamd.identity import Challenge, Credentials, Identity
 from scistreamd.model import Caller, Endpoint, IPAddress, IPNetwork, Role, Security, Uid
 
 if TYPE_CHECKING:
+    from scistreamd.counts import Counts
+    from scistreamd.legs import Saved
     from scistreamd.records import Record
+    from scistreamd.sock import Sock
 
 # sd_listen_fds(3): the first inherited socket, and where ours begin under every launcher.
 FIRST_FD = 3
@@ -369,6 +372,45 @@ class Authenticator(Protocol):
         the reason as far as the caller may know it, and UNAVAILABLE where
         whom it asks does not answer.
         """
+
+
+class Sockets(Protocol):
+    """The TCP connections of this host, as its kernel tells of them."""
+
+    def open(self) -> int:
+        """Hear of those that end from now on; the descriptor that is readable then. ScistreamError where it cannot."""
+
+    def close(self) -> None:
+        """Hear of nothing more."""
+
+    def ended(self) -> tuple[list[Sock], bool]:
+        """Those that have ended since the last call; whether some were lost, for they were too many."""
+
+    def dump(self) -> list[Sock]:
+        """All as they are now; ScistreamError where the kernel tells nothing."""
+
+
+class CounterBooks(Protocol):
+    """What has been counted, for the next daemon to go on with."""
+
+    def save(self, counted: Mapping[str, Saved]) -> None:
+        """Write down these tunnels, in place of what was there; FAILED_PRECONDITION where that cannot be."""
+
+    def delete(self, tunnel_id: str) -> None:
+        """Forget it; not having it is fine."""
+
+    def load(self) -> dict[str, Saved]:
+        """All of them; connections are left out where the host was started anew meanwhile."""
+
+
+class Counters(Protocol):
+    """What tunnels have carried, for front doors; UNAVAILABLE, with the reason, where that cannot be seen."""
+
+    def counts(self, tunnel_id: str) -> Counts:
+        """Of one tunnel, nothing of one that is not known."""
+
+    def all(self) -> dict[str, Counts]:
+        """Of all tunnels, by their ids."""
 
 
 class Authority(Protocol):

@@ -22,10 +22,11 @@ from scistreamd.errors import Code, ScistreamError, invalid
 from scistreamd.flows import Flows
 from scistreamd.gate import Gate, Grant, Verb
 from scistreamd.interfaces import Held, KeyMaker, Launcher, Plan, PortsBusy, Store, Told, Traffic
+from scistreamd.legs import Way
 from scistreamd.lifecycle import Event
 from scistreamd.model import Answer, Change, IPAddress, Options, Role, State, Target, TunnelView, Uid
 from scistreamd.planning import Planner
-from scistreamd.registry import Registry, no_tunnel, view_of
+from scistreamd.registry import Registry, no_tunnel, view_of, way_of
 from scistreamd.reservations import Reservations
 from scistreamd.rules import Question
 from scistreamd.tunnel import Tunnel
@@ -221,6 +222,28 @@ class Manager:
         self._planner = replace(self._planner, settings=settings)
         self._books = replace(self._books, planner=self._planner)
         self._ports.change_range(settings.port_range)
+
+    # What the meter needs
+
+    def ways(self) -> list[Way]:
+        """Where connections of each tunnel can be."""
+        return [way_of(tunnel) for tunnel in self._registry]
+
+    @property
+    def idle_timeout(self) -> float:
+        """Seconds without a connection after which an active tunnel ends, 0: never."""
+        return self._settings.idle_timeout
+
+    def end_idle(self, used: Callable[[str], float]) -> None:
+        """End the active tunnels without a connection for `idle_timeout`.
+
+        ``used``: when a connection was open last, seconds since the epoch, 0: never.
+        """
+        limit = self._settings.idle_timeout
+        for tunnel in self._registry:
+            last = max(used(tunnel.id), tunnel.created)
+            if limit and tunnel.state is State.ACTIVE and time.time() - last > limit:
+                self._spawn(self._end(tunnel, f"it had no connection for {limit:g} s (idle_timeout)"))
 
     @property
     def free_ports(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from scistreamd.errors import Code, ScistreamError, invalid
+from scistreamd.legs import Way
 from scistreamd.model import Caller, Change, ChangeKind, State, TunnelView, Uid
 from scistreamd.tunnel import Tunnel
 
@@ -123,3 +124,9 @@ def view_of(tunnel: Tunnel) -> TunnelView:
         result=tunnel.result,
         warnings=tunnel.warnings,
     )
+
+
+def way_of(tunnel: Tunnel) -> Way:
+    """Where its connections are."""
+    listeners = tuple(bind.endpoint for bind in tunnel.binds)
+    return Way(tunnel.id, tunnel.role, listeners, tuple(each for of_one in tunnel.addresses for each in of_one))

@@ -130,6 +130,7 @@ async def _plug(settings: Settings, reload: Callable[[], None]) -> AsyncIterator
         return
     from scistreamd.bus import Bus
     from scistreamd.bus_door import BusDoor
+    from scistreamd.counterbooks import FileCounterBooks
     from scistreamd.polkit import Polkit
     from scistreamd.store import FileStore
     from scistreamd.systemd1 import Systemd1
@@ -150,7 +151,12 @@ async def _plug(settings: Settings, reload: Callable[[], None]) -> AsyncIterator
                 store=FileStore(_state() / "tunnels"),
                 authority=Polkit(bus),
                 traffic=traffic,
-                doors=[lambda manager, gate: BusDoor(bus, manager, gate, reload, any_address())],
+                counter_books=FileCounterBooks(_state() / "counters"),
+                doors=[
+                    lambda manager, gate, counters: BusDoor(
+                        bus, manager, gate, reload, any_address(), counters=counters
+                    )
+                ],
             )
     finally:
         await systemd.close()

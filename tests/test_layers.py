@@ -14,6 +14,7 @@ CORE = {
     "", "model", "identity", "rules", "rulefile", "errors", "config",
     "policy", "ports", "lifecycle", "interfaces", "options", "names", "records",
     "units", "unit_properties", "nftrules", "sourcefilter",
+    "counts", "legs", "sock", "tally",
     "configfile", "configkeys", "control.limits", "introspection", "bus_messages",
     "dataserver", "dataserver.common", "dataserver.haproxy", "dataserver.nginx", "dataserver.stunnel",
 }  # fmt: skip
@@ -22,10 +23,11 @@ ADAPTERS = {
     "activation", "capabilities", "configread", "controlcert",
     "store", "journal", "programs", "service_watch", "systemd1", "systemd_held", "systemd_launcher", "systemd_wire",
     "bus", "bus_wire", "polkit", "netlink", "nfttable", "nftmessages", "guard",
+    "counterbooks", "sockdiag",
 }  # fmt: skip
 # What a command line tool and the daemon do alike.
 SHARED = {"addresses", "files", "selfsigned"}
-SERVICE = {"gate", "manager", "books", "flows", "planning", "registry", "reservations", "tunnel"}
+SERVICE = {"gate", "manager", "books", "flows", "meter", "planning", "registry", "reservations", "tunnel"}
 CONTROL = "control"
 BUS_DOOR = {"bus_api", "bus_calls", "bus_objects", "bus_options", "bus_signals", "bus_view"}
 # They build the adapters, and join all parts.

@@ -23,6 +23,7 @@ CreateOutbound(uid s, remote_listeners as, options a{sv}) -> tunnel o, listeners
 Release(id_or_uid s, options a{sv})
 GetTunnel(id_or_uid s) -> tunnel o
 ListTunnels() -> tunnels a(sssasassso)
+ListCounters() -> counters a(sutttttadaduttb)
 CheckPorts(ports aq) -> answers aa{sv}
 Reload()
 property Version s const
@@ -38,6 +39,7 @@ signal TunnelRemoved(id s, path o)
 TUNNEL = """
 Update(targets as, options a{sv})
 Release(options a{sv})
+GetCounters() -> counters a{sv}
 GetUid() -> uid s
 property Id s true
 property Label s true

@@ -22,6 +22,7 @@ from scistreamd.bus_api import BusApi, Host
 from scistreamd.bus_door import interface_xml
 from scistreamd.bus_wire import hang_up
 from scistreamd.config import Settings
+from scistreamd.counts import Counts
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.gate import Gate, Grant
 from scistreamd.model import (
@@ -301,6 +302,23 @@ class Judge:
         self.asked.append((caller, verb, own))
 
 
+class Counted:
+    """What a meter would say; ``problem`` where it sees nothing."""
+
+    def __init__(self, tunnels: Tunnels) -> None:
+        self.tunnels = tunnels
+        self.values: dict[str, Counts] = {}
+        self.problem: ScistreamError | None = None
+
+    def counts(self, tunnel_id: str) -> Counts:
+        if self.problem:
+            raise self.problem
+        return self.values.get(tunnel_id, Counts())
+
+    def all(self) -> dict[str, Counts]:
+        return {tunnel_id: self.counts(tunnel_id) for tunnel_id in self.tunnels.views}
+
+
 @dataclass
 class Door:
     """The front door on a bus of its own."""
@@ -309,6 +327,7 @@ class Door:
     api: BusApi
     tunnels: Tunnels
     private: PrivateBus
+    counted: Counted
     settings: Settings = SETTINGS
     busy: dict[int, str] = field(default_factory=dict)
     reloads: int = 0
@@ -319,14 +338,16 @@ async def door(private: PrivateBus) -> AsyncIterator[Door]:
     """Ours on the bus, over a manager that is `Tunnels`."""
     tunnels, bus = Tunnels(), Bus(private.address)
     network = HostNetwork(1)
+    counted = Counted(tunnels)
     made: Door
 
     def reload() -> None:
         made.reloads += 1
         made.settings = replace(made.settings, default_type="Nginx")
 
-    host = Host(lambda: made.settings, lambda port: made.busy.get(port, ""), reload)
-    made = Door(bus, BusApi(bus, tunnels, Gate(SETTINGS, network, Judge()), host, interface_xml()), tunnels, private)
+    host = Host(lambda: made.settings, lambda port: made.busy.get(port, ""), counted, reload)
+    api = BusApi(bus, tunnels, Gate(SETTINGS, network, Judge()), host, interface_xml())
+    made = Door(bus, api, tunnels, private, counted)
     made.api.start()
     try:
         await bus.serve(made.api.answer)

@@ -19,6 +19,7 @@ from scistreamd import introspection, names
 from scistreamd.bus import Bus
 from scistreamd.bus_door import interface_xml
 from scistreamd.bus_wire import hang_up
+from scistreamd.counts import Counts, Health, Rates, Totals
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.model import ChangeKind, Role, State, Uid
 from tests.service.bus_kit import ME, Client, Door, PrivateBus, Refused, connected, door, until, variant
@@ -86,6 +87,9 @@ async def test_create_show_and_release(scene: Door, client: Client) -> None:
         "ExpiresUSec": 0,
         "Result": "",
         "Warnings": ["beware"],
+        "Connections": 0,
+        "BytesIn": 0,
+        "BytesOut": 0,
     }
     assert await client.tunnel(path, "GetUid") == [uid]
     assert await client.tunnel(path, "Release", "a{sv}", {"drain": variant("t", 7)}) == []
@@ -229,13 +233,57 @@ async def test_properties_have_the_types_of_the_xml(client: Client) -> None:
     for at, interface in ((names.ROOT, names.MANAGER), (path, names.TUNNEL)):
         [found] = await client.raw(at, names.PROPERTIES, "GetAll", "s", interface)
         expected = {each.name: each.signature for each in declared[interface].properties.values()}
-        counters = {"Connections", "BytesIn", "BytesOut"} if interface == names.TUNNEL else set()
-        assert {name: each.signature for name, each in found.items()} == {
-            name: signature for name, signature in expected.items() if name not in counters
-        }
-    for counter in ("Connections", "BytesIn", "BytesOut"):
-        call = client.raw(path, names.PROPERTIES, "Get", "ss", names.TUNNEL, counter)
-        assert counter in await refusal(call, Code.UNIMPLEMENTED)
+        assert {name: each.signature for name, each in found.items()} == expected
+
+
+async def test_counters(scene: Door, client: Client) -> None:
+    """The three properties, both methods, and what stands in their place where nothing can be seen."""
+    _, path, _ = await inbound(client)
+    await inbound(client)
+    tunnel_id = names.tunnel_id(path) or ""
+    scene.counted.values[tunnel_id] = Counts(
+        connections=2,
+        connections_total=7,
+        plain=Totals(1 << 40, 5, 6, 7),
+        wan=Totals(8, 9, 10, 11),
+        retransmits=3,
+        rates=Rates((1.5, 2.5, 3.5), (4.5, 5.5, 6.5)),
+        health=Health(1, 250, 10, 99),
+        used=1_700_000_000.5,
+        estimated=True,
+    )
+    properties = {"Connections": 2, "BytesIn": 1 << 40, "BytesOut": 5}
+    assert (await client.properties(path, names.TUNNEL)).items() >= properties.items()
+    for name, value in properties.items():
+        [found] = await client.raw(path, names.PROPERTIES, "Get", "ss", names.TUNNEL, name)
+        assert found.value == value
+    [objects] = await client.raw(names.ROOT, names.OBJECT_MANAGER, "GetManagedObjects")
+    assert objects[path][names.TUNNEL]["BytesIn"].value == 1 << 40
+    [rows] = await client.manager("ListCounters")
+    rates = [[1.5, 2.5, 3.5], [4.5, 5.5, 6.5]]
+    assert rows[0] == [tunnel_id, 2, 7, 1 << 40, 5, 6, 7, *rates, 250, 3, 99, True]
+    assert rows[1][1:] == [0, 0, 0, 0, 0, 0, [], [], 0, 0, 0, False]
+    [told] = await client.raw(path, names.TUNNEL, "GetCounters")
+    assert {name: each.value for name, each in told.items()} == {
+        "connections": 2, "connections-total": 7, "bytes-in": 1 << 40, "bytes-out": 5, "packets-in": 6,
+        "packets-out": 7, "rates-in": rates[0], "rates-out": rates[1], "used-usec": 1_700_000_000_500_000,
+        "estimated": True, "wan-bytes-in": 8, "wan-bytes-out": 9, "wan-packets-in": 10, "wan-packets-out": 11,
+        "wan-connections": 1, "wan-retransmits": 3, "wan-rtt-usec": 250, "wan-cwnd": 10, "wan-delivery-rate": 99,
+    }  # fmt: skip
+
+
+async def test_counters_that_cannot_be_seen_are_left_out_or_say_why(scene: Door, client: Client) -> None:
+    _, path, _ = await inbound(client)
+    scene.counted.problem = ScistreamError(Code.UNAVAILABLE, "the kernel tells nothing", "modprobe tcp_diag")
+    counters = {"Connections", "BytesIn", "BytesOut"}
+    assert not counters & (await client.properties(path, names.TUNNEL)).keys()
+    [objects] = await client.raw(names.ROOT, names.OBJECT_MANAGER, "GetManagedObjects")
+    assert not counters & objects[path][names.TUNNEL].keys()
+    for name in counters:
+        call = client.raw(path, names.PROPERTIES, "Get", "ss", names.TUNNEL, name)
+        assert "modprobe tcp_diag" in await refusal(call, Code.UNAVAILABLE)
+    await refusal(client.manager("ListCounters"), Code.UNAVAILABLE)
+    await refusal(client.tunnel(path, "GetCounters", "", *[]), Code.UNAVAILABLE)
 
 
 async def test_properties_cannot_be_set(client: Client) -> None:
@@ -284,7 +332,8 @@ async def test_signals_for_every_change(scene: Door, client: Client) -> None:
     assert (added.path, added.interface) == (names.ROOT, names.OBJECT_MANAGER)
     assert added.body[0] == path
     shown = {name: each.value for name, each in added.body[1][names.TUNNEL].items()}
-    assert shown == await client.properties(path, names.TUNNEL)
+    counters = {"Connections": 0, "BytesIn": 0, "BytesOut": 0}
+    assert shown | counters == await client.properties(path, names.TUNNEL)
     [signal] = await client.hears("TunnelAdded")
     assert (signal.path, signal.interface, signal.body) == (names.ROOT, names.MANAGER, [tunnel_id, path])
     [signal] = await client.hears("PropertiesChanged")

@@ -72,7 +72,8 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
     await private.start()
     bus = Bus(private.address)
     plugged = Plugged(
-        authority=Judge(), doors=[lambda manager, gate: BusDoor(bus, manager, gate, lambda: None, LOOPBACK)]
+        authority=Judge(),
+        doors=[lambda manager, gate, counters: BusDoor(bus, manager, gate, lambda: None, LOOPBACK, counters=counters)],
     )
     with runtime_directory() as runtime:
         gateway = Gateway(SETTINGS, runtime, LOOPBACK, plugged)
@@ -141,7 +142,7 @@ async def test_callers_wait_until_the_tunnels_of_the_daemon_before_are_known(tmp
     bus = Bus(private.address)
     with runtime_directory() as runtime:
         gateway = Gateway(SETTINGS, runtime, LOOPBACK, Plugged())
-        door = BusDoor(bus, gateway.manager, gateway.gate, lambda: None, LOOPBACK)
+        door = BusDoor(bus, gateway.manager, gateway.gate, lambda: None, LOOPBACK, counters=gateway.meter)
         try:
             async with connected(private.address) as client:
                 for ends in (False, True):
@@ -158,7 +159,9 @@ async def test_callers_wait_until_the_tunnels_of_the_daemon_before_are_known(tmp
                         door.serve()
                         assert await asked == [[]]
                         await door.close()
-                        door = BusDoor(bus, gateway.manager, gateway.gate, lambda: None, LOOPBACK)
+                        door = BusDoor(
+                            bus, gateway.manager, gateway.gate, lambda: None, LOOPBACK, counters=gateway.meter
+                        )
         finally:
             await gateway.close()
             await private.stop()

@@ -121,7 +121,7 @@ async def scene(public: Path) -> AsyncIterator[Scene]:
     private = PrivateBus(public)
     await private.start()
     bus = Bus(private.address)
-    door = [lambda manager, gate: BusDoor(bus, manager, gate, lambda: None, LOOPBACK)]
+    door = [lambda manager, gate, counters: BusDoor(bus, manager, gate, lambda: None, LOOPBACK, counters=counters)]
     with runtime_directory() as runtime:
         gateway = Gateway(SETTINGS, runtime, LOOPBACK, Plugged(authority=Polkit(bus), doors=door))
         await gateway.start([], None)

@@ -32,7 +32,7 @@ async def gateway(directory: Path, ports: PortRange) -> AsyncIterator[str]:
     await private.start()
     bus = Bus(private.address)
     settings = Settings(listen_inbound=LOOPBACK, listen_outbound=LOOPBACK, port_range=ports, default_type="Nginx")
-    doors = [lambda manager, gate: BusDoor(bus, manager, gate, lambda: None, LOOPBACK)]
+    doors = [lambda manager, gate, counters: BusDoor(bus, manager, gate, lambda: None, LOOPBACK, counters=counters)]
     with runtime_directory() as runtime:
         made = Gateway(settings, runtime, LOOPBACK, Plugged(authority=Judge(), doors=doors))
         await made.start([], None)
