@@ -123,6 +123,7 @@ class Meter:
     def _look(self) -> None:
         """Take in all connections as they are now."""
         self._know()
+        now = time.time()  # what begins while the kernel answers may be missing
         try:
             socks = self._sockets.dump()
         except ScistreamError as problem:
@@ -130,7 +131,7 @@ class Meter:
             return
         # Those that end meanwhile are told of by now, or stay unknown until they are.
         ended = self._hear()
-        self._tally.see((sock for sock in socks if sock.cookie not in ended), time.time(), lost=self._lost)
+        self._tally.see((sock for sock in socks if sock.cookie not in ended), now, lost=self._lost)
         self._lost = False
         self._looked = self._loop.time()
         if not self._samples or self._looked - self._samples[-1][0] > _OFTEN - _SHORTEST:

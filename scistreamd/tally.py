@@ -164,15 +164,15 @@ class Tally:
         return None if tunnel is None else self._new_opened(sock, tunnel)
 
     def _claim(self, now: float) -> None:
-        """Find the tunnels of opened legs that ended before anybody saw them: by when, and by how much they carried."""
+        """Find the tunnels of opened legs that ended before anybody saw them: by how much they carried, and when."""
         pairs = sorted(
-            (distance, cookie, tunnel, head)
+            (*apart, cookie, tunnel, head)
             for cookie, stray in self._strays.items()
-            for distance, tunnel, head in self._heads(*stray, now)
+            for apart, tunnel, head in self._heads(*stray, now)
         )
         taken: set[int] = set()
         lacking = {tunnel: sums.accepted - sums.opened for tunnel, sums in self._sums.items()}
-        for _, cookie, tunnel, head in pairs:
+        for _, _, cookie, tunnel, head in pairs:
             if {cookie, head} & taken or lacking[tunnel] <= 0:
                 continue
             taken |= {cookie, head}
@@ -184,36 +184,34 @@ class Tally:
                 self._sums[tunnel].forget_end(head)
         self._strays = {cookie: stray for cookie, stray in self._strays.items() if now - stray[0] < _TOGETHER}
 
-    def _heads(self, since: float, sock: Sock, now: float) -> Iterator[tuple[int, str, int]]:
+    def _heads(self, since: float, sock: Sock, now: float) -> Iterator[tuple[tuple[int, float], str, int]]:
         """The accepted legs that may be the other half of this opened one: how far apart, whose, and its cookie.
 
         One that is open may just have begun, with its other half not open yet.
         """
         for tunnel in self._targets.get((sock.remote, sock.remote_port), ()):
-            for head in self._accepted_of(tunnel, since, alive=now - since > _TOGETHER / 2):
-                apart = _apart(head, sock)
-                if apart <= _MOST_TLS * (sock.sent + sock.received) + _HANDSHAKE:
-                    yield apart, tunnel, head.cookie
+            for head in self._accepted_of(tunnel, since, None if now - since < _TOGETHER / 2 else now):
+                if _bytes_apart(head.sock, sock) <= _MOST_TLS * (sock.sent + sock.received) + _HANDSHAKE:
+                    yield _apart(head, sock, since), tunnel, head.sock.cookie
 
     def _likeliest(self, candidates: set[str], sock: Sock, now: float) -> str | None:
         """The one of several that share a target whose accepted legs carried most nearly as much."""
         if len(candidates) <= 1:
             return next(iter(candidates), None)
 
-        def nearest(tunnel: str) -> float:
-            return min(
-                (_apart(head, sock) for head in self._accepted_of(tunnel, now, alive=True)), default=float("inf")
-            )
+        def nearest(tunnel: str) -> tuple[float, float]:
+            heads = self._accepted_of(tunnel, now, now)
+            return min((_apart(head, sock, now) for head in heads), default=(float("inf"), 0))
 
         return min(sorted(candidates), key=nearest)
 
-    def _accepted_of(self, tunnel: str, then: float, *, alive: bool) -> list[Sock]:
-        """A tunnel's accepted legs that had begun by ``then`` and ended about then; also open ones if wanted."""
-        ended = [
-            each.sock for each in self._sums[tunnel].ends if each.after <= then and abs(each.at - then) <= _TOGETHER
-        ]
+    def _accepted_of(self, tunnel: str, then: float, now: float | None) -> list[End]:
+        """A tunnel's accepted legs that had begun by ``then`` and ended about then; given ``now``, also open ones."""
+        ended = [each for each in self._sums[tunnel].ends if each.after <= then and abs(each.at - then) <= _TOGETHER]
+        if now is None:
+            return ended
         legs = (leg for leg in self._legs.values() if leg.tunnel == tunnel and not leg.active and leg.after <= then)
-        return [*ended, *(leg.last for leg in legs if leg.last)] if alive else ended
+        return [*ended, *(End(now, leg.after, leg.last) for leg in legs if leg.last)]
 
     def _new_opened(self, sock: Sock, tunnel: str) -> Leg:
         self._sums[tunnel].opened += 1
@@ -272,6 +270,12 @@ class Tally:
             self._legs[cookie] = Leg(tunnel, active, 0, counted, retransmits)
 
 
-def _apart(head: Sock, sock: Sock) -> int:
+def _bytes_apart(head: Sock, sock: Sock) -> int:
     """By how much an accepted and an opened leg of one stream would differ, both ways together."""
     return abs(head.received - sock.sent) + abs(head.sent - sock.received)
+
+
+def _apart(head: End, sock: Sock, since: float) -> tuple[int, float]:
+    """How unlikely both are of one stream: by bytes where they differ by more than TLS usually adds, else by time."""
+    usual = _HANDSHAKE // 2 + (sock.sent + sock.received) // 16
+    return _bytes_apart(head.sock, sock) // usual, abs(head.at - since)
