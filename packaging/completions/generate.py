@@ -62,7 +62,8 @@ def _verb(command: Command) -> Verb:
 def _option(action: argparse.Action) -> Option:
     about = (action.help or "").partition(" (")[0].replace("%", "").replace("'", "")
     takes = action.nargs is None
-    return Option(tuple(action.option_strings), takes, tuple(action.choices or ()), action.metavar == "FILE", about)
+    values = tuple(map(str, action.choices or ()))
+    return Option(tuple(action.option_strings), takes, values, action.metavar == "FILE", about)
 
 
 def bash(found: list[Verb]) -> str:

@@ -21,8 +21,10 @@ _s2ctl() {
     case $prev in
         --json) COMPREPLY=($(compgen -W "short pretty off" -- "$cur")); return;;
         -H|--host) COMPREPLY=($(compgen -A hostname -- "$cur")); return;;
-        --address|-n|--lines|-p|--property|--type|--listen|--rate|--security|--lifetime|--allow-from|--label|--uid|--drain|--ip|--dns|--days) return;;
+        --address|-n|--lines|-p|--property|--type|--listen|--rate|--security|--lifetime|--allow-from|--label|--uid|--drain|-d|--delay|--count|--ip|--dns|--days) return;;
         --uid-file|--out|--key|--config) COMPREPLY=($(compgen -f -- "$cur")); return;;
+        --sort) COMPREPLY=($(compgen -W "rate in out bytes conns rtt retrans id label" -- "$cur")); return;;
+        --span) COMPREPLY=($(compgen -W "1 10 60" -- "$cur")); return;;
     esac
     case "$verb" in
         "list") options="-h --help -l --long -q --quiet --json --no-pager --no-legend -H --host --address";;
@@ -35,7 +37,7 @@ _s2ctl() {
         "release") options="-h --help --all --drain -q --quiet --no-ask-password -H --host --address" ids=1;;
         "logs") options="-h --help -f --follow -n --lines --json --no-pager -H --host --address" ids=1;;
         "watch") options="-h --help --json -H --host --address" ids=1;;
-        "top") options="-h --help -H --host --address";;
+        "top") options="-h --help -d --delay -n --count -b --batch --sort --span --no-legend --json -H --host --address";;
         "check") options="-h --help -q --quiet --json --no-pager --no-legend -H --host --address";;
         "cert create") options="-h --help --ip --dns --out --key --days --force";;
         "cert show") options="-h --help --json" files=1;;

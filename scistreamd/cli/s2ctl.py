@@ -95,7 +95,7 @@ TOOL = Tool(
             "logs", "show a tunnel's lines in the journal", arguments.logs, lazily("scistreamd.cli.ctl.journal", "logs")
         ),
         Command("watch", "tell what happens to tunnels", arguments.watch, lazily("scistreamd.cli.ctl.events", "watch")),
-        Command("top", "show live rates (not in this version)", arguments.top, lazily(_READING, "top")),
+        Command("top", "show live rates", arguments.top, lazily("scistreamd.cli.ctl.top", "top")),
         Command("check", "say which ports could be listened on", arguments.check, lazily(_READING, "check")),
         Command(
             "cert create",

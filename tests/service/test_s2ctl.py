@@ -18,7 +18,9 @@ import pytest_asyncio
 
 from scistreamd import __version__
 from scistreamd.cli import s2ctl
-from scistreamd.cli.ctl import permission
+from scistreamd.cli.ctl import arguments, permission, top
+from scistreamd.cli.ctl.tunnels import COUNTED
+from scistreamd.counts import Counts, Health, Rates, Totals
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.model import ChangeKind, State, Uid
 from tests.service.bus_kit import Door, PrivateBus, door, until
@@ -157,6 +159,88 @@ async def test_lists(scene: Door, run: Run) -> None:
     assert (await run("list", "-l", "--json")).json[1]["label"] == "two"
 
 
+GIB = 1 << 30
+CARRIED = Counts(
+    connections=2,
+    connections_total=5,
+    plain=Totals(GIB, 1500, 9, 8),
+    wan=Totals(GIB + 9, 1600, 9, 8),
+    retransmits=4,
+    rates=Rates((2e6, 3e6, 4e6), (20.0, 30.0, 40.0)),
+    health=Health(2, 250, 20, 5_000_000),
+    used=1_700_000_000,
+)
+
+
+async def test_what_tunnels_have_carried(scene: Door, run: Run) -> None:
+    await made(run)
+    second = await made(run, "192.0.2.1:1", "--label", "two")
+    scene.counted.values[second["id"]] = CARRIED
+    rows = (await run("list", "--json=short")).json
+    assert [row["bytes_in"] for row in rows] == [0, GIB]
+    assert (rows[1]["connections"], rows[1]["rates_in"], rows[1]["wan_rtt_usec"]) == (2, [2e6, 3e6, 4e6], 250)
+    long = (await run("list", "--long")).out.splitlines()
+    assert long[0].split()[8:11] == ["CONNS", "IN", "OUT"]
+    assert " 2      1.07G  1.50k " in long[2]
+    shown = (await run("show", "two", "--json=short")).json
+    assert (shown["wan_cwnd"], shown["wan_delivery_rate"], shown["estimated"]) == (20, 5_000_000, False)
+    assert (shown["bytes_in"], shown["packets_out"], shown["wan_retransmits"]) == (GIB, 8, 4)
+    assert (
+        await run("show", "two", "-p", "bytes_in,rates_in", "--value")
+    ).out == f"{GIB}\n2000000.0 3000000.0 4000000.0\n"
+    told = {
+        line.split(":")[0].strip(): line.partition(": ")[2]
+        for line in (await run("status", "two", "-n0")).out.splitlines()
+    }
+    assert told["Connections"] == "2 open, 5 in all"
+    assert told["Carried"] == "1.07GB in, 1.50kB out"
+    assert told["Now"] == "2.00MB/s in, 20B/s out"
+    assert told["Hop"] == "round trip 0.25ms, 4 retransmits, window 20, delivery 5.00MB/s"
+
+
+async def test_counters_that_cannot_be_seen(scene: Door, run: Run) -> None:
+    """No zero that is none: null, an empty value, a dash, and a note with the reason."""
+    tunnel = await made(run)
+    scene.counted.problem = ScistreamError(Code.UNAVAILABLE, "the kernel tells nothing", "modprobe tcp_diag")
+    said = await run("list", "--json=short")
+    assert (said.status, said.json[0]["bytes_in"]) == (0, None)
+    assert "note: no counters: the kernel tells nothing (modprobe tcp_diag)" in said.err
+    said = await run("show", tunnel["id"], "-p", "bytes_in", "--json=short")
+    assert (said.status, said.json) == (0, {"bytes_in": None})
+    assert "\nbytes_in=\n" in (await run("show", tunnel["id"])).out
+    said = await run("list", "--long")
+    assert said.out.splitlines()[1].split()[7:10] == ["-", "-", "-"]
+    assert "Connections" not in (await run("status", tunnel["id"], "-n0")).out
+    said = await run("top", "-n1")
+    assert (said.status, said.out) == (Code.UNAVAILABLE.exit_status, "")
+    assert "the kernel tells nothing" in said.err
+
+
+async def test_top(scene: Door, run: Run) -> None:
+    first, second = await made(run, "192.0.2.1:1", "--label", "one"), await made(run, "192.0.2.1:1", "--label", "two")
+    scene.counted.values[second["id"]] = CARRIED
+    lines = (await run("top", "-n1")).out.splitlines()
+    assert lines[0].endswith("2 tunnels, 2 connections, 2.00MB/s in, 20B/s out (over 1s)")
+    assert lines[2].split() == ["ID", "LABEL", "ROLE", "CONNS", "IN/s", "OUT/s", "IN", "OUT", "RTT", "RETRANS", "HOP/s"]
+    assert lines[3].split() == [
+        second["id"], "two", "PROD", "2", "2.00M", "20", "1.07G", "1.50k", "0.25ms", "4", "5.00M",
+    ]  # fmt: skip
+    assert lines[4].split() == [first["id"], "one", "PROD", "0", "-", "-", "0", "0", "-", "0", "0"]
+    assert len(lines) == 5
+    bare = (await run("top", "-n2", "-d", "0.1", "--no-legend", "--sort", "label", "--span", "60")).out.splitlines()
+    assert [line.split()[1] for line in bare] == ["one", "two", "one", "two"]
+    assert bare[1].split()[4] == "4.00M"
+    batches = [json.loads(line) for line in (await run("top", "-n2", "-d0.1", "--json=short")).out.splitlines()]
+    assert [each["tunnels"][0]["rate_in"] for each in batches] == [2e6, 2e6]
+    assert batches[0]["tunnels"][0]["label"] == "two"
+    assert batches[0]["time_usec"] < batches[1]["time_usec"]
+    scene.counted.values[second["id"]] = replace(CARRIED, estimated=True)
+    assert "~1.07G" in (await run("top", "-n1")).out
+    assert set(arguments.SORTS) == set(top.KEYS)
+    for sort in arguments.SORTS:
+        assert (await run("top", "-n1", "--sort", sort)).status == 0
+
+
 async def test_ids_by_prefix_and_label(scene: Door, run: Run) -> None:
     tunnel = await made(run, "--label", "beamline", "192.0.2.1:1")
     for name in (tunnel["id"], tunnel["id"][:11], tunnel["id"][:1], "beamline"):
@@ -177,7 +261,7 @@ async def test_show(scene: Door, run: Run) -> None:
     tunnel = await made(run, "192.0.2.1:1", "192.0.2.1:2")
     said = await run("show", tunnel["id"])
     assert "listeners=127.0.0.1:27800 127.0.0.1:27801" in said.out.splitlines()
-    assert {line.partition("=")[0] for line in said.out.splitlines()} == tunnel.keys() - {"uid"}
+    assert {line.partition("=")[0] for line in said.out.splitlines()} == (tunnel.keys() - {"uid"}) | set(COUNTED)
     assert (await run("show", tunnel["id"], "-p", "State,role", "--json=short")).json == {
         "state": "active",
         "role": "PROD",
@@ -274,7 +358,7 @@ async def test_check(scene: Door, run: Run) -> None:
         (f"outbound {UID}", 2, "required: LISTENER"),
         ("outbound x a:1", 2, "UID: not a UID"),
         ("extend x 5y", 2, "'5y' is not a duration"),
-        ("top", 12, "counts no connections"),
+        ("top -d 0", 2, "'0' is not from 0.1 to 86400 seconds"),
         ("list --json=xml", 2, "invalid choice: 'xml'"),
         ("lst", 2, "did you mean list?"),
         ("config", 2, "one of: config show, config check"),

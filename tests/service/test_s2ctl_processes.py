@@ -7,9 +7,11 @@ import contextlib
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
+import termios
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -118,6 +120,36 @@ def drained(near: int) -> str:
         while more := os.read(near, 4096):
             data += more
     return data.decode()
+
+
+async def test_top_on_a_terminal_until_q(scene: Door, client: Client) -> None:
+    """In place on a screen of its own, within its size; afterwards the terminal is as it was."""
+    for _ in range(3):
+        await inbound(client)
+    with terminal(80) as (near, far):
+        try:
+            before = termios.tcgetattr(far)
+            settings = {**os.environ, "TERM": "xterm", "PAGER": "cat"}
+            process = await asyncio.create_subprocess_exec(
+                *COMMAND, "top", "-d", "0.1", stdin=far, stdout=far, env=settings
+            )
+            seen = b""
+            while seen.count(b"\x1b[H") < 3:
+                seen += await asyncio.to_thread(os.read, near, 4096)
+            os.write(near, b"q")
+            seen += await asyncio.to_thread(os.read, near, 4096)
+            assert await process.wait() == 0
+            assert termios.tcgetattr(far) == before
+        finally:
+            os.close(far)
+        seen += (await asyncio.to_thread(drained, near)).encode()
+    text = seen.decode()
+    assert text.startswith("\x1b[?1049h")
+    assert text.endswith("\x1b[?1049l")
+    screens = text.split("\x1b[H")[1:]
+    assert all("3 tunnels, no connections" in each for each in screens)
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screens[0])
+    assert all(len(line) <= 80 for line in plain.splitlines())
 
 
 async def test_a_terminal_has_colours_and_a_width(scene: Door, client: Client, programs: Path) -> None:

@@ -13,6 +13,9 @@ JSON_MODES = ("short", "pretty", "off")
 _MAX_RATE = 1_000_000_000
 _MAX_DRAIN = 24 * 3600
 _MAX_LINES = 1_000_000
+# For ``top``: over how many seconds rates are told, and what its lines can be sorted by.
+SPANS = (1, 10, 60)
+SORTS = ("rate", "in", "out", "bytes", "conns", "rtt", "retrans", "id", "label")
 
 
 def _bus(parser: Parser) -> None:
@@ -213,6 +216,19 @@ def check(parser: Parser) -> None:
 
 def top(parser: Parser) -> None:
     """Options of ``top``."""
+    parser.add_argument(
+        "-d", "--delay", type=_delay, default=1.0, metavar="SECONDS", help="time between two refreshes (%(default)g)"
+    )
+    parser.add_argument(
+        "-n", "--count", type=integer(1, _MAX_LINES), metavar="N", help="end after so many refreshes (never)"
+    )
+    parser.add_argument("-b", "--batch", action="store_true", help="one table below the other, as where no terminal is")
+    parser.add_argument("--sort", default="rate", choices=SORTS, help="what comes first (%(default)s)")
+    parser.add_argument(
+        "--span", type=int, default=1, choices=SPANS, help="seconds over which rates are taken (%(default)s)"
+    )
+    parser.add_argument("--no-legend", action="store_true", help="print no titles and no summary")
+    json_mode(parser)
     _bus(parser)
 
 
@@ -230,6 +246,16 @@ def config_check(parser: Parser) -> None:
 
 def _config_file(parser: Parser) -> None:
     parser.add_argument("--config", metavar="FILE", help="another file, with its FILE.d/")
+
+
+def _delay(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        raise ArgumentTypeError(f"{text!r} is no number of seconds") from None
+    if not 0.1 <= seconds <= 86400:
+        raise ArgumentTypeError(f"{text!r} is not from 0.1 to 86400 seconds")
+    return seconds
 
 
 def _text(parse: Callable[[str, str], object], name: str) -> Callable[[str], str]:

@@ -47,3 +47,18 @@ def rate(kilobytes: int) -> str:
 def owner(text: str) -> str:
     """Whose a tunnel is, for a table: without the front door, and of this host's users the name alone."""
     return text.rpartition(" by ")[0].removesuffix(" from this host") or text
+
+
+def size(number: float) -> str:
+    """A count of bytes with three digits or so, in powers of 1000: ``1.23G``; `sort -h` knows the order."""
+    for unit in ("", "k", "M", "G", "T", "P"):
+        if number < 999.5 or unit == "P":
+            break
+        number /= 1000
+    digits = 0 if not unit or number >= 99.95 else 1 if number >= 9.995 else 2
+    return f"{number:.{digits}f}{unit}"
+
+
+def milliseconds(usec: int) -> str:
+    """A round-trip time, ``0.25ms``; 0: none was measured."""
+    return f"{usec / 1000:.3g}ms" if usec else "-"

@@ -5,20 +5,22 @@ from __future__ import annotations
 import time
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 from scistreamd.cli import output
-from scistreamd.cli.ctl import human, permission, remote
+from scistreamd.cli.ctl import carried, human, permission, remote
 from scistreamd.cli.ctl.screen import BOLD, GREEN, RED, STATE_COLOURS, YELLOW, Screen
 from scistreamd.cli.ctl.table import Cell, pairs, render
-from scistreamd.cli.ctl.tunnels import Facts, Port, Row, Tunnel, Tunnels
+from scistreamd.cli.ctl.tunnels import COUNTED, Carried, Facts, Port, Row, Tunnel, Tunnels
 from scistreamd.cli.options import UsageError
-from scistreamd.errors import Code, ScistreamError, did_you_mean
+from scistreamd.errors import Code, did_you_mean
 
 _TITLES = ("ID", "ROLE", "STATE", "LISTENERS", "TARGETS", "TYPE")
-_LONG_TITLES = ("ID", "LABEL", "ROLE", "STATE", "LISTENERS", "TARGETS", "TYPE", "SECURITY", "ENDS", "OWNER")
+_LONG_TITLES = (
+    "ID", "LABEL", "ROLE", "STATE", "LISTENERS", "TARGETS", "TYPE", "SECURITY", "CONNS", "IN", "OUT", "ENDS", "OWNER",
+)  # fmt: skip
 
 
 def listed(options: Namespace) -> int:
@@ -27,27 +29,27 @@ def listed(options: Namespace) -> int:
     with remote.bus(options) as bus:
         tunnels = Tunnels(bus)
         found: Sequence[Row | Tunnel] = tunnels.all() if options.long else tunnels.rows()
+        sums = carried.of_all(tunnels) if screen.json or options.long else {}
     if screen.json:
-        screen.data([asdict(each) for each in found])
+        screen.data([asdict(each) | carried.in_json(sums.get(each.id)) for each in found])
     elif options.quiet:
         for each in found:
             output.result(each.id)
     else:
         titles = _LONG_TITLES if options.long else _TITLES
         footer = f"{human.counted(len(found), 'tunnel')}.".capitalize()
-        screen.text(render(screen, titles, [_row(each) for each in found], footer))
+        screen.text(render(screen, titles, [_row(each, sums.get(each.id)) for each in found], footer))
     return 0
 
 
-def _row(tunnel: Row | Tunnel) -> list[Cell | str]:
+def _row(tunnel: Row | Tunnel, sums: Carried | None) -> list[Cell | str]:
     state = Cell(tunnel.state, STATE_COLOURS.get(tunnel.state, ""))
     listeners, targets = ", ".join(tunnel.listeners), ", ".join(tunnel.targets)
     if isinstance(tunnel, Row):
         return [tunnel.id, tunnel.role, state, listeners, targets, tunnel.type]
-    ends = human.moment(tunnel.expires_usec)
     return [
-        tunnel.id, tunnel.label, tunnel.role, state, listeners, targets, tunnel.type, tunnel.security, ends,
-        human.owner(tunnel.owner),
+        tunnel.id, tunnel.label, tunnel.role, state, listeners, targets, tunnel.type, tunnel.security,
+        *carried.in_columns(sums), human.moment(tunnel.expires_usec), human.owner(tunnel.owner),
     ]  # fmt: skip
 
 
@@ -61,10 +63,11 @@ def status(options: Namespace) -> int:
         if options.id is None:
             return _gateway_status(screen, tunnels.facts(), tunnels.rows())
         tunnel = tunnels.tunnel(options.id)
+        counted = carried.of_one(tunnels, tunnel.id)
     if screen.json:
-        screen.data(asdict(tunnel))
+        screen.data(asdict(tunnel) | counted)
         return 0
-    lines = [*_heading(screen, tunnel), *pairs(screen, _facts(tunnel))]
+    lines = [*_heading(screen, tunnel), *pairs(screen, _facts(tunnel, counted))]
     if options.lines:
         lines += ["", *journal.last(tunnel.id, options.lines, options.host)]
     screen.text(lines)
@@ -102,7 +105,7 @@ def _heading(screen: Screen, tunnel: Tunnel) -> list[str]:
     return [f"{dot} {screen.paint(line, BOLD)}"]
 
 
-def _facts(tunnel: Tunnel) -> list[tuple[str, Cell | str]]:
+def _facts(tunnel: Tunnel, counted: Mapping[str, Any]) -> list[tuple[str, Cell | str]]:
     now = time.time()
     role = "inbound" if tunnel.role == "PROD" else "outbound"
     facts: list[tuple[str, Cell | str]] = [
@@ -112,6 +115,7 @@ def _facts(tunnel: Tunnel) -> list[tuple[str, Cell | str]]:
         ("Data server", tunnel.type),
         ("Security", tunnel.security),
         ("Rate", human.rate(tunnel.rate)),
+        *carried.in_words(counted),
         ("Since", human.away(tunnel.created_usec, now)),
         ("Ends", human.away(tunnel.expires_usec, now)),
         ("Owner", tunnel.owner),
@@ -138,7 +142,10 @@ def show(options: Namespace) -> int:
     if options.reveal_uid:
         return _reveal(screen, options)
     with remote.bus(options) as bus:
-        facts = asdict(Tunnels(bus).tunnel(options.id))
+        tunnels = Tunnels(bus)
+        facts = asdict(tunnels.tunnel(options.id))
+        if not options.property or set(_wanted(options.property, [*facts, *COUNTED])) & set(COUNTED):
+            facts |= carried.of_one(tunnels, facts["id"])
     facts = {name: facts[name] for name in _wanted(options.property, list(facts))}
     if screen.json:
         screen.data(facts)
@@ -171,7 +178,9 @@ def _wanted(asked: Sequence[str], known: list[str]) -> list[str]:
 
 
 def _text(value: Any) -> str:
-    return output.harmless(" ".join(value) if isinstance(value, list) else str(value))
+    if value is None:
+        return ""
+    return output.harmless(" ".join(map(str, value)) if isinstance(value, list) else str(value))
 
 
 def check(options: Namespace) -> int:
@@ -206,12 +215,3 @@ def _port_row(run: Sequence[Port]) -> list[Cell | str]:
     ports = str(first.port) if first is last else f"{first.port}-{last.port}"
     word = ("free" if first.free else "taken") if first.in_range else "outside"
     return [ports, Cell(word, GREEN if first.usable else RED), first.reason]
-
-
-def top(options: Namespace) -> int:
-    """``s2ctl top``: nothing counts connections and bytes yet, and no number is better than a wrong one."""
-    raise ScistreamError(
-        Code.UNIMPLEMENTED,
-        "this version of scistreamd counts no connections and no bytes",
-        "s2ctl watch tells of tunnels; ss -tin on the gateway shows the connections of their ports",
-    )

@@ -77,6 +77,33 @@ class Tunnel:
 
 
 @dataclass(frozen=True)
+class Carried:
+    """What a tunnel has carried, as ListCounters tells it; rates are bytes/s over 1, 10 and 60 s, or none yet."""
+
+    id: str
+    connections: int
+    connections_total: int
+    bytes_in: int
+    bytes_out: int
+    packets_in: int
+    packets_out: int
+    rates_in: list[float]
+    rates_out: list[float]
+    wan_rtt_usec: int
+    wan_retransmits: int
+    wan_delivery_rate: int
+    estimated: bool
+
+
+# What GetCounters tells beyond the properties, by the names that s2ctl gives it.
+COUNTED = (
+    "connections", "connections_total", "bytes_in", "bytes_out", "packets_in", "packets_out", "rates_in", "rates_out",
+    "used_usec", "estimated", "wan_connections", "wan_bytes_in", "wan_bytes_out", "wan_packets_in", "wan_packets_out",
+    "wan_retransmits", "wan_rtt_usec", "wan_cwnd", "wan_delivery_rate",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Facts:
     """The gateway itself."""
 
@@ -123,6 +150,21 @@ class Tunnels:
             found = [of(interfaces[names.TUNNEL]) for interfaces in objects.values() if names.TUNNEL in interfaces]
             self._all = sorted(found, key=lambda tunnel: tunnel.created_usec)
         return self._all
+
+    def labels(self) -> dict[str, str]:
+        """The label of every tunnel that has one, by id, as they are now."""
+        self._all = None
+        return {tunnel.id: tunnel.label for tunnel in self.all()}
+
+    def carried(self) -> dict[str, Carried]:
+        """What every tunnel has carried, by id; UNAVAILABLE where scistreamd cannot see it."""
+        (found,) = self._bus.read(names.ROOT, names.MANAGER, "ListCounters")
+        return {fields[0]: Carried(*fields) for fields in found}
+
+    def counted(self, tunnel_id: str) -> dict[str, Any]:
+        """All that is counted of a tunnel, by the names in `COUNTED`; UNAVAILABLE where scistreamd cannot see it."""
+        (found,) = self._bus.read(names.tunnel_path(tunnel_id), names.TUNNEL, "GetCounters")
+        return dict(zip(COUNTED, _values(found, *(name.replace("_", "-") for name in COUNTED)), strict=True))
 
     def facts(self) -> Facts:
         """The gateway's properties."""
