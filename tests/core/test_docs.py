@@ -15,7 +15,7 @@ from scistreamd.dataserver.common import IDLE_DAYS
 from scistreamd.errors import Code
 
 ROOT = Path(__file__).parent.parent.parent
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 _LINK = re.compile(r"\[[^]]+\]\(([^)#\s]*)(#[^)\s]*)?\)")
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*")
 
@@ -71,6 +71,12 @@ def test_links_lead_somewhere(document: Path) -> None:
 def slug(heading: str) -> str:
     """A heading's anchor as GitHub makes it."""
     return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+def test_every_document_can_be_found_from_the_list_in_the_readme() -> None:
+    listed = text(ROOT / "README.md").partition("## Documents")[2].partition("\n## ")[0]
+    targets = {target for target, _ in _LINK.findall(listed)}
+    assert {str(path.relative_to(ROOT)) for path in DOCUMENTS} - {"README.md"} <= targets
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
