@@ -16,7 +16,7 @@ from scistreamd.model import Target
 
 # X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH of x509_vfy.h.
 NAME_MISMATCH = (62, 64)
-_NOT_YET_VALID, _EXPIRED = 9, 10
+_NOT_YET_VALID, _EXPIRED = OUT_OF_DATE = (9, 10)
 
 _UNKNOWN = 2
 _STATUS = {code.grpc_status: code for code in Code}

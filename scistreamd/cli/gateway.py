@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote
@@ -16,7 +18,8 @@ from grpclib.encoding.proto import ProtoCodec
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 from h2.exceptions import H2Error
 
-from scistreamd.cli import failures
+from scistreamd.cli import failures, known
+from scistreamd.cli.known import Known, KnownGateways
 from scistreamd.cli.trust import Trust
 from scistreamd.control import scistream_pb2 as pb
 from scistreamd.control import scistream_v2_pb2 as own
@@ -46,23 +49,76 @@ class Gateway:
     server's own words where it gave some; `failures.Refused` carries its status.
     """
 
-    def __init__(self, address: Target, trust: Trust | None, note: Callable[[str], None]) -> None:
+    def __init__(
+        self, address: Target, trust: Trust | None, note: Callable[[str], None], fingerprint: str | None = None
+    ) -> None:
+        """``fingerprint``: of the certificate or key to trust on first use without a question."""
         self.address = address
         self._trust = trust
+        self._fingerprint = fingerprint
         self._note = note
         self._channel: Channel | None = None
 
     async def __aenter__(self) -> Gateway:
-        context = self._trust.verified() if self._trust else None
+        trust = self._trust
         try:
-            self._channel = await self._connect(context)
-        except ssl.SSLCertVerificationError as error:
-            if not self._trust or not self._trust.path or error.verify_code not in failures.NAME_MISMATCH:
-                raise failures.of_connection(error, self.address, self._trust) from None
-            self._channel = await self._connect_pinned(self._trust)
+            if trust is None or trust.path is not None or (gateway := KnownGateways().get(self.address)) is None:
+                self._channel = await self._connect_verified(trust)
+            else:
+                self._channel = await self._connect_known(gateway)
         except (OSError, asyncio.TimeoutError) as error:
-            raise failures.of_connection(error, self.address, self._trust) from None
+            raise failures.of_connection(error, self.address, trust) from None
         return self
+
+    async def _connect_verified(self, trust: Trust | None) -> Channel:
+        """Connect to whom the file or the system's CAs vouch for, else to whom the user does."""
+        try:
+            channel = await self._connect(trust.verified() if trust else None)
+        except ssl.SSLCertVerificationError as error:
+            if trust is None or error.verify_code in failures.OUT_OF_DATE:
+                raise
+            if trust.path is None:
+                return await self._connect_unknown(trust, error)
+            if error.verify_code not in failures.NAME_MISMATCH:
+                raise
+            return await self._connect_pinned(trust)
+        if trust is not None:
+            protocol = await channel.__connect__()
+            shown = protocol.connection.get_peer().cert() or {}
+            if "notAfter" in shown:
+                self._tell_end(ssl.cert_time_to_seconds(shown["notAfter"]))
+        return channel
+
+    async def _connect_unknown(self, trust: Trust, refusal: ssl.SSLCertVerificationError) -> Channel:
+        """Ask the user about a gateway that nobody vouches for, and remember the answer."""
+        why = failures.of_connection(refusal, self.address, trust).message
+        try:
+            channel = await self._connect(known.ask_who())
+            await _close(channel)
+            raise failures.of_break("no certificate in the handshake", self.address, trust)
+        except known.Stranger as stranger:
+            shown = Known.of(stranger.certificate)
+        known.confirm(self.address, shown, why, self._fingerprint)
+        channel = await self._connect_known(shown)
+        KnownGateways().remember(self.address, shown)
+        return channel
+
+    async def _connect_known(self, gateway: Known) -> Channel:
+        """Connect to a gateway that the user trusted before."""
+        gateways, now = KnownGateways(), [gateway]
+        try:
+            channel = await self._connect(known.recognising(gateway, now.append))
+        except known.KeyChanged as change:
+            raise known.of_change(self.address, gateway, change.shown, gateways.path) from None
+        if now[-1] is not gateway:
+            gateways.remember(self.address, replace(now[-1], since=gateway.since))
+            self._note(f"{self.address} has another certificate for the key that you trust")
+        self._tell_end(now[-1].ends)
+        return channel
+
+    def _tell_end(self, ends: float) -> None:
+        if when := known.ending(ends, time.time()):
+            self._note(f"the certificate of {self.address} {when}; tell its operator")
 
     async def _connect(self, context: ssl.SSLContext | None) -> Channel:
         channel = Channel(self.address.host, self.address.port, ssl=context, codec=ProtoCodec())

@@ -19,7 +19,13 @@ def _gateway(parser: Parser) -> None:
     group.add_argument(
         "--server-cert",
         metavar="FILE",
-        help="the gateway's certificate, or that of its CA (server.crt where there is one, else the system's CAs)",
+        help="the gateway's certificate, or that of its CA (server.crt where there is one, else the system's CAs, "
+        "else a gateway that you trusted before)",
+    )
+    group.add_argument(
+        "--trust-fingerprint",
+        metavar="SHA256",
+        help="trust a gateway that nobody vouches for without a question where its certificate has this fingerprint",
     )
     group.add_argument("--scope", default="", metavar="ID", help="which token to send (this version has none)")
     group.add_argument(

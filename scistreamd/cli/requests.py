@@ -240,7 +240,7 @@ def _note_if_unequal(options: Namespace, given: int, what: str) -> None:
         _note(f"{given} {what} for {options.num_conn} listeners: the last ones are not used")
 
 
-def _control(text: str) -> Target:
+def control(text: str) -> Target:
     """``HOST:PORT`` of a control port; the port may be left out."""
     with contextlib.suppress(Exception):
         return Target(str(parse_address(text)), _DEFAULT_PORT)
@@ -254,13 +254,13 @@ def _is_loopback(target: Target) -> bool:
 
 def run(options: Namespace, work: Callable[[Gateway], Coroutine[Any, Any, None]], limit: int, what: str) -> int:
     """Connect and do the work, within the time, ending cleanly on SIGINT and SIGTERM."""
-    address = _control(options.s2cs)
+    address = control(options.s2cs)
     trust = None if options.no_tls else Trust.of_option(options.server_cert)
     if trust is None and not _is_loopback(address):
         _note("without TLS everybody on the way reads the UID, which is the tunnel's key")
 
     async def connected() -> None:
-        async with Gateway(address, trust, _note) as gateway:
+        async with Gateway(address, trust, _note, options.trust_fingerprint) as gateway:
             await work(gateway)
 
     return asyncio.run(_until_signal(connected(), options.timeout or limit, what))

@@ -16,6 +16,7 @@ from scistreamd.cli.options import Parser
 from scistreamd.errors import Code, ScistreamError
 
 _REQUESTS, _OWN = "scistreamd.cli.requests", "scistreamd.cli.own"
+_TRUSTED = "scistreamd.cli.trusted"
 _NO_LOGIN = "a gateway that was started without --client-secret asks for no token"
 
 
@@ -39,6 +40,16 @@ def _auth_arguments(parser: Parser) -> None:
 def _check_auth_arguments(parser: Parser) -> None:
     _auth_arguments(parser)
     parser.add_argument("--ip", default="", metavar="HOST", help="the gateway whose token is meant")
+
+
+def _trust_list(parser: Parser) -> None:
+    parser.add_boolean("--json", help="print JSON")
+    parser.add_boolean("--no-legend", help="no titles and no count")
+    parser.add_boolean("--no-pager", help="print straight to the terminal")
+
+
+def _trust_remove(parser: Parser) -> None:
+    parser.add_argument("gateway", metavar="HOST:PORT", help="as s2uc trust list shows it")
 
 
 TOOL = Tool(
@@ -75,6 +86,8 @@ TOOL = Tool(
         Command("extend", "give a tunnel another lifetime", request_options.extend, lazily(_OWN, "extend")),
         Command("watch", "tell of changes as they happen", request_options.watch, lazily(_OWN, "watch")),
         Command("health", "say whether a gateway serves", request_options.health, lazily(_REQUESTS, "health")),
+        Command("trust list", "show the gateways that you trusted", _trust_list, lazily(_TRUSTED, "listed")),
+        Command("trust remove", "trust a gateway no more", _trust_remove, lazily(_TRUSTED, "remove")),
         Command("login", "get a token (not in this version)", _auth_arguments, _login),
         Command("logout", "forget all tokens", _auth_arguments, _logout),
         Command("check-auth", "say whether a token is stored", _check_auth_arguments, _check_auth),

@@ -1,4 +1,4 @@
-"""Whom the user client believes: a certificate file as anchor and as pin, or the system's CAs.
+"""Whom the user client believes: a certificate file as anchor and as pin, or the system's CAs; `known` has the rest.
 
 A file's certificates are trust anchors, whatever they say of being a CA, and
 the host name is checked. A gateway whose name does not fit may still show
@@ -53,7 +53,7 @@ class Trust:
     def verified(self) -> ssl.SSLContext:
         """Settings that check the chain and the host name."""
         context = self._context()
-        context.sslobject_class = _HTTP2Only
+        context.sslobject_class = HTTP2Only
         return context
 
     def pinned(self) -> ssl.SSLContext:
@@ -64,9 +64,7 @@ class Trust:
         return context
 
     def _context(self) -> ssl.SSLContext:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.set_alpn_protocols([_PROTOCOL])
+        context = client_context()
         if self.path is None:
             context.load_default_certs()
             return context
@@ -76,17 +74,26 @@ class Trust:
         return context
 
 
-class _HTTP2Only(ssl.SSLObject):
+def client_context() -> ssl.SSLContext:
+    """What every connection to a gateway has in common."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols([_PROTOCOL])
+    return context
+
+
+class HTTP2Only(ssl.SSLObject):
     """Refuses a server without HTTP/2 inside the handshake, before anything is sent."""
 
     def do_handshake(self) -> None:
+        """As `ssl.SSLObject` has it; raises NotHttp2."""
         super().do_handshake()
         if self.selected_alpn_protocol() != _PROTOCOL:
             raise NotHttp2("the server did not choose HTTP/2")
 
 
 def _pinned_to(pins: frozenset[bytes]) -> type[ssl.SSLObject]:
-    class Pinned(_HTTP2Only):
+    class Pinned(HTTP2Only):
         def do_handshake(self) -> None:
             super().do_handshake()
             if self.getpeercert(binary_form=True) not in pins:

@@ -87,8 +87,8 @@ def test_without_a_gateway(words: str, status: int, out: str, err: str, capsys: 
         ("::1", "::1", 5000),
     ],
 )
-def test_control_address(text: str, host: str, port: int) -> None:
-    target = requests._control(text)
+def testcontrol_address(text: str, host: str, port: int) -> None:
+    target = requests.control(text)
     assert (target.host, target.port) == (host, port)
 
 

@@ -1,0 +1,280 @@
+"""Gateways that the user has trusted on first use: remembered by key, as ssh remembers hosts.
+
+One JSON file, $XDG_STATE_HOME/scistream/known-gateways (XDG Base Directory
+Specification), for its owner alone. A gateway is told by the public key of its
+certificate (SHA-256 over SubjectPublicKeyInfo, RFC 5280, section 4.1.2.7), so that a renewed
+certificate with the same key is the same gateway.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import hashlib
+import json
+import os
+import signal
+import ssl
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scistreamd import files
+from scistreamd.cli.trust import HTTP2Only, NotPinned, client_context
+from scistreamd.errors import Code, ScistreamError
+from scistreamd.model import Target
+
+if TYPE_CHECKING:
+    from cryptography import x509
+
+_FILE = "known-gateways"
+_VERSION = 1
+_SOON = 30 * 86400
+
+
+@dataclass(frozen=True)
+class Known:
+    """A gateway as it was when it was trusted.
+
+    ``key`` and ``certificate``: SHA-256 of the public key and of the whole
+    certificate, in hex. ``ends``: when the certificate does, in seconds since
+    the epoch. ``since``: the day on which it was trusted.
+    """
+
+    key: str
+    certificate: str
+    ends: float
+    since: str = field(default_factory=lambda: time.strftime("%Y-%m-%d"))
+
+    @classmethod
+    def of(cls, der: bytes) -> Known:
+        """What is to be remembered of a certificate."""
+        # Imported here: a gateway that is known already is recognised without it.
+        from cryptography import x509
+        from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+        certificate = x509.load_der_x509_certificate(der)
+        key = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        return cls(_sha256(key), _sha256(der), _ends(certificate))
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the certificate, as ``openssl x509 -fingerprint -sha256`` and scistreamd's log print it."""
+        return _colons(self.certificate)
+
+
+class KnownGateways:
+    """The file. Every change is made under a lock, and whole."""
+
+    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
+        self.path = state_directory(environment) / _FILE
+
+    def all(self) -> dict[str, Known]:
+        """``HOST:PORT`` to gateway; FAILED_PRECONDITION where the file cannot be read or is none of ours."""
+        try:
+            raw = json.loads(self.path.read_text("utf-8"))
+            if raw["version"] != _VERSION:
+                raise ValueError(f"version {raw['version']!r}")
+            return {str(name): Known(**entry) for name, entry in raw["gateways"].items()}
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise _unusable(f"cannot read {self.path}: {error.strerror}") from None
+        except (ValueError, TypeError, KeyError, AttributeError) as problem:
+            raise _unusable(f"{self.path} is damaged: {problem}") from None
+
+    def get(self, address: Target) -> Known | None:
+        """What is known of a gateway."""
+        return self.all().get(str(address))
+
+    def remember(self, address: Target, gateway: Known) -> None:
+        """Trust it from now on, in place of what was known of it."""
+        with self._changed() as gateways:
+            gateways[str(address)] = gateway
+
+    def forget(self, name: str) -> None:
+        """Know it no more; NOT_FOUND where it was not known."""
+        with self._changed() as gateways:
+            if gateways.pop(name, None) is None:
+                raise ScistreamError(Code.NOT_FOUND, f"no gateway {name} is known", "s2uc trust list shows them")
+
+    @contextlib.contextmanager
+    def _changed(self) -> Iterator[dict[str, Known]]:
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = os.open(self.path.with_name(f".{_FILE}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise _unusable(f"cannot write {self.path}: {error.strerror}") from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            gateways = self.all()
+            yield gateways
+            entries = {name: asdict(each) for name, each in sorted(gateways.items())}
+            text = json.dumps({"version": _VERSION, "gateways": entries}, indent=2)
+            files.write(self.path, f"{text}\n".encode(), 0o600, replace=True)
+        finally:
+            os.close(lock)
+
+
+def state_directory(environment: Mapping[str, str]) -> Path:
+    """Where the user client keeps what it remembers."""
+    base = environment.get("XDG_STATE_HOME", "")
+    # The specification has relative paths ignored.
+    return (Path(base) if base.startswith("/") else Path.home() / ".local" / "state") / "scistream"
+
+
+class Stranger(ssl.SSLError):
+    """A gateway that nobody vouches for showed this certificate (DER), and was told nothing."""
+
+    def __init__(self, certificate: bytes) -> None:
+        super().__init__("the gateway is not known")
+        self.certificate = certificate
+
+
+class KeyChanged(ssl.SSLError):
+    """A known gateway showed another key."""
+
+    def __init__(self, shown: Known) -> None:
+        super().__init__("the gateway's key has changed")
+        self.shown = shown
+
+
+def ask_who() -> ssl.SSLContext:
+    """Settings of a handshake that ends in `Stranger`, before anything is sent."""
+
+    class Asking(HTTP2Only):
+        def do_handshake(self) -> None:
+            super().do_handshake()
+            raise Stranger(self.getpeercert(binary_form=True) or b"")
+
+    return _unverified(Asking)
+
+
+def recognising(known: Known, renewed: Callable[[Known], None]) -> ssl.SSLContext:
+    """Settings that accept this gateway alone; ``renewed`` is told of another certificate with the same key.
+
+    Another key ends the handshake in `KeyChanged`.
+    """
+
+    class Recognising(HTTP2Only):
+        def do_handshake(self) -> None:
+            super().do_handshake()
+            der = self.getpeercert(binary_form=True)
+            if not der:
+                raise NotPinned("the server shows no certificate")
+            if _sha256(der) == known.certificate:
+                return
+            shown = Known.of(der)
+            if shown.key != known.key:
+                raise KeyChanged(shown)
+            renewed(shown)
+
+    return _unverified(Recognising)
+
+
+def _unverified(checking: type[ssl.SSLObject]) -> ssl.SSLContext:
+    context = client_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE  # the class judges what was shown, inside the handshake
+    context.sslobject_class = checking
+    return context
+
+
+def confirm(address: Target, shown: Known, why: str, fingerprint: str | None) -> None:
+    """Have the user confirm a gateway that nobody vouches for, by ``--trust-fingerprint`` or by a question.
+
+    Raises UNAVAILABLE where the user says no, or cannot be asked.
+    """
+    if fingerprint is not None:
+        if _bare(fingerprint) not in (shown.certificate, shown.key):
+            raise ScistreamError(
+                Code.UNAVAILABLE,
+                f"{address} shows a certificate with the SHA-256 fingerprint {shown.fingerprint}, not the given one",
+                "this is another gateway, or somebody stands in between: ask its operator",
+            )
+        return
+    if not sys.stderr.isatty():
+        raise ScistreamError(
+            Code.UNAVAILABLE,
+            f"{why}; its SHA-256 fingerprint is {shown.fingerprint}",
+            "compare it with what the operator says, then --trust-fingerprint FINGERPRINT, or --server-cert FILE",
+        )
+    print(
+        f"{why}.\nThe SHA-256 fingerprint of its certificate is\n  {shown.fingerprint}\n"
+        "Compare it with what the gateway's operator told you (s2ctl cert show prints it there).",
+        file=sys.stderr,
+    )
+    if not _yes("Trust this gateway from now on (yes/no)? "):
+        raise ScistreamError(Code.UNAVAILABLE, f"{address} was not trusted", "ask its operator for the fingerprint")
+
+
+def of_change(address: Target, known: Known, shown: Known, path: Path) -> ScistreamError:
+    """What to say, loudly, where a known gateway shows another key."""
+    stars = "*" * 72
+    print(
+        f"{stars}\nTHE KEY OF {address} HAS CHANGED SINCE {known.since}.\n"
+        "Somebody may stand between you and the gateway and read what you send, the UIDs\n"
+        "among it; or the gateway has been set up anew. Ask its operator which.\n"
+        f"  known: {known.fingerprint}\n  shown: {shown.fingerprint}\n{stars}",
+        file=sys.stderr,
+    )
+    return ScistreamError(
+        Code.UNAVAILABLE,
+        f"the key of {address} is not the one in {path}: nothing was sent",
+        f"only when the operator confirms the new fingerprint: s2uc trust remove {address}",
+    )
+
+
+def ending(ends: float, now: float) -> str:
+    """That a certificate is near its end or beyond, for people, or an empty string."""
+    if ends > now + _SOON:
+        return ""
+    if ends <= now:
+        return f"has ended on {time.strftime('%Y-%m-%d', time.localtime(ends))}"
+    return f"ends in {max(1, round((ends - now) / 86400))} days"
+
+
+def _yes(question: str) -> bool:
+    """Ask at the terminal, whatever standard input is; Ctrl-C ends the question at once."""
+    # An event loop's own handler would wait until the line is read.
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with Path("/dev/tty").open(encoding="utf-8", errors="replace") as terminal:
+            while True:
+                print(question, end="", file=sys.stderr, flush=True)
+                answer = terminal.readline().strip().lower()
+                if answer in ("yes", "no", ""):
+                    return answer == "yes"
+                question = "Please type yes or no: "
+    except OSError as error:
+        raise ScistreamError(
+            Code.UNAVAILABLE, f"nobody can be asked: {error.strerror}", "--trust-fingerprint FINGERPRINT"
+        ) from None
+    finally:
+        signal.signal(signal.SIGINT, former)
+
+
+def _ends(certificate: x509.Certificate) -> float:
+    # cryptography before 42 has the naive one alone, later ones warn of it.
+    found = getattr(certificate, "not_valid_after_utc", None) or certificate.not_valid_after
+    return found.replace(tzinfo=datetime.timezone.utc).timestamp()
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _colons(digest: str) -> str:
+    return ":".join(digest[index : index + 2] for index in range(0, len(digest), 2)).upper()
+
+
+def _bare(fingerprint: str) -> str:
+    return fingerprint.lower().removeprefix("sha256:").replace(":", "")
+
+
+def _unusable(message: str) -> ScistreamError:
+    return ScistreamError(Code.FAILED_PRECONDITION, message, "repair it, or remove it and trust your gateways anew")
