@@ -10,6 +10,8 @@ missing=
 for package in $packages; do
     dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed || missing="$missing $package"
 done
+# npm's provider of tokens needs node 18 or newer, from wherever it is.
+command -v node >/dev/null && command -v npm >/dev/null || missing="$missing nodejs npm"
 if [ -n "$missing" ]; then
     as_root=
     if [ "$(id -u)" != 0 ]; then
@@ -37,3 +39,11 @@ environment() { # DIRECTORY EXTRA [CONSTRAINTS]
 environment .venv dev
 # For `make test` alone: our libraries in the oldest versions that are supported.
 environment .venv-oldest test tests/oldest.txt
+
+# The OpenID provider that the tests log in at, as tests/oidc/package-lock.json pins it.
+provider=tests/oidc/node_modules
+if ! cmp -s tests/oidc/package-lock.json "$provider/complete"; then
+    echo "installing the tests' OpenID provider"
+    (cd tests/oidc && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error >/dev/null)
+    cp tests/oidc/package-lock.json "$provider/complete"
+fi
