@@ -184,6 +184,10 @@ class PortsBusy(Exception):
         self.reason = reason
 
 
+class EndedMeanwhile(Exception):
+    """Somebody ended the tunnel while no daemon ran: by hand, or its lifetime did."""
+
+
 @dataclass(frozen=True)
 class Told:
     """What a launcher tells the manager of a tunnel, each at most once, with the reason.
@@ -264,7 +268,9 @@ class Launcher(Protocol):
         """While this lasts `adopt` goes by one look at everything; what has changed meanwhile is told at its end."""
 
     async def adopt(self, tunnel_id: str, binds: Sequence[Bind], program: Program | None, told: Told) -> Held | None:
-        """Take over a tunnel of the daemon before; None where nothing of it is left.
+        """Take over a tunnel of the daemon before; None where the host has been started anew since it ran.
+
+        Raises EndedMeanwhile where it ended without us; nothing of it is left then.
 
         ``program``: what its data server was told last, None: `serve` had not been called.
         """

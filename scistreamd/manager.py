@@ -21,7 +21,7 @@ from scistreamd.dataserver import DataServerType
 from scistreamd.errors import Code, ScistreamError, invalid
 from scistreamd.flows import Flows
 from scistreamd.gate import Gate, Grant, Verb
-from scistreamd.interfaces import Held, KeyMaker, Launcher, Plan, PortsBusy, Store, Told, Traffic
+from scistreamd.interfaces import EndedMeanwhile, Held, KeyMaker, Launcher, Plan, PortsBusy, Store, Told, Traffic
 from scistreamd.legs import Way
 from scistreamd.lifecycle import Event
 from scistreamd.model import Answer, Change, IPAddress, Options, Role, State, Target, TunnelView, Uid
@@ -302,7 +302,11 @@ class Manager:
         self._enter(tunnel)
         self._ports.claim(tunnel)
         tunnel.greeted.cancel()  # its req went with the daemon before
-        tunnel.held = await launcher.adopt(tunnel.id, tunnel.binds, program, self._told(tunnel))
+        try:
+            tunnel.held = await launcher.adopt(tunnel.id, tunnel.binds, program, self._told(tunnel))
+        except EndedMeanwhile:
+            await self._end(tunnel, "it was stopped on this host, or its time was over, while scistreamd did not run")
+            return
         if not worth_keeping or (tunnel.held is None and tunnel.state is State.READY):
             await self._end(tunnel, "it did not outlive the daemon before")
 
@@ -464,6 +468,7 @@ class Manager:
             rule, addresses = await self._gate.targets(grant, self._question(grant, tunnel, verb), spread)
             tunnel.check(Event.UPDATE)
             before = tunnel.targets, tunnel.addresses, tunnel.options, tunnel.rate
+            generation = tunnel.generation
             tunnel.targets, tunnel.addresses = spread, addresses
             tunnel.options = rule.ceilings.limit(tunnel.options)
             tunnel.rate = rule.ceilings.rate_of(tunnel.rate)
@@ -473,6 +478,8 @@ class Manager:
                 tunnel.targets, tunnel.addresses, tunnel.options, tunnel.rate = before
                 if tunnel.state is State.ACTIVE:
                     await self._flows.apply(tunnel)
+                    if tunnel.generation != generation:  # what the books did not take, the data server must not do
+                        await self._run(tunnel, tunnel.holding, self._books.plan(tunnel, tunnel.generation + 1))
                 raise
         self._registry.changed(tunnel)
         _log.info("forwards to %s", ", ".join(map(str, spread)), extra={"tunnel": tunnel.id})

@@ -137,18 +137,19 @@ async def _plug(settings: Settings, reload: Callable[[], None]) -> AsyncIterator
     from scistreamd.systemd_launcher import SystemdLauncher
 
     systemd, bus = Systemd1(), Bus()
+    runtime = _directory("RUNTIME_DIRECTORY", "/run/scistreamd")
     await systemd.open()
     try:
         launcher = SystemdLauncher(
             systemd,
-            _directory("RUNTIME_DIRECTORY", "/run/scistreamd"),
+            runtime,
             keepalive_idle=settings.tuning.keepalive_idle_seconds,
             reserved_seconds=max(600, settings.times.hello + settings.times.update + 60),
         )
         async with kernel_traffic(lasting=True) as traffic:
             yield Plugged(
                 launcher=launcher,
-                store=FileStore(_state() / "tunnels"),
+                store=FileStore(_state() / "tunnels", runtime / "ended"),
                 authority=Polkit(bus),
                 traffic=traffic,
                 counter_books=FileCounterBooks(_state() / "counters"),

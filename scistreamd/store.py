@@ -6,6 +6,7 @@ whole or absent, also after a power cut.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -21,9 +22,14 @@ _log = logging.getLogger("scistreamd.store")
 class FileStore:
     """Records as files ``<id>.json`` (0600) in ``directory`` (0700)."""
 
-    def __init__(self, directory: Path) -> None:
-        """``directory`` is made where it does not exist; its parent must."""
+    def __init__(self, directory: Path, ended: Path) -> None:
+        """``directory`` is made where it does not exist; its parent must.
+
+        ``ended``: a directory on tmpfs, made when needed, for the names of
+        tunnels whose file could not be removed: they must not come back.
+        """
         self._directory = directory
+        self._ended = ended
         directory.mkdir(mode=0o700, exist_ok=True)
 
     def save(self, record: Record) -> None:
@@ -38,7 +44,10 @@ class FileStore:
                 os.fsync(fd)
             draft.rename(path)
             self._sync()
+            self._mark(record.uid.id, ended=False)
         except OSError as problem:
+            with contextlib.suppress(OSError):
+                draft.unlink(missing_ok=True)
             raise ScistreamError(
                 Code.FAILED_PRECONDITION,
                 f"the gateway cannot write down the tunnel: {problem.strerror}",
@@ -48,18 +57,23 @@ class FileStore:
     def delete(self, tunnel_id: str) -> None:
         """Forget a tunnel, also one that was never written; a disk that refuses is only logged.
 
-        The tunnel has ended then; the next daemon finds nothing of it and tries again.
+        The next daemon of this boot does not bring it back then, and tries again.
         """
         try:
             self._path(tunnel_id).unlink(missing_ok=True)
             self._sync()
+            self._mark(tunnel_id, ended=False)
         except OSError as problem:
+            self._mark(tunnel_id, ended=True)
             _log.error("its file cannot be removed: %s", problem.strerror, extra={"tunnel": tunnel_id})
 
     def load(self) -> list[Record]:
         """All records, the oldest first; a file that is none is told of and left alone."""
         found = []
         for path in self._directory.glob(f"*{_SUFFIX}"):
+            if (self._ended / path.stem).exists():
+                self.delete(path.stem)
+                continue
             try:
                 record = Record.from_json(json.loads(path.read_text()))
                 if record.uid.id != path.stem:
@@ -69,6 +83,16 @@ class FileStore:
                 continue
             found.append(record)
         return sorted(found, key=lambda record: record.created)
+
+    def _mark(self, tunnel_id: str, *, ended: bool) -> None:
+        mark = self._ended / tunnel_id
+        if ended:
+            self._ended.mkdir(mode=0o700, exist_ok=True)
+            mark.touch()
+        elif mark.exists():
+            mark.unlink()
+            with contextlib.suppress(OSError):  # others are there
+                self._ended.rmdir()
 
     def _path(self, tunnel_id: str) -> Path:
         return self._directory / f"{tunnel_id}{_SUFFIX}"

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from scistreamd import programs, sockets, units
 from scistreamd.errors import Code, ScistreamError
-from scistreamd.interfaces import Bind, DataServer, Places, Program, Told
+from scistreamd.interfaces import Bind, DataServer, EndedMeanwhile, Places, Program, Told
 from scistreamd.places import write_file
 from scistreamd.systemd1 import Systemd1, UnitState
 from scistreamd.systemd_held import SystemdHeld
@@ -124,11 +124,17 @@ class SystemdLauncher:
     async def adopt(
         self, tunnel_id: str, binds: Sequence[Bind], program: Program | None, told: Told
     ) -> SystemdHeld | None:
-        """See `interfaces.Launcher.adopt`; a tunnel whose socket is gone is cleared away."""
+        """See `interfaces.Launcher.adopt`; a tunnel whose socket is gone is cleared away.
+
+        Its files are on tmpfs: where they are, this is still the boot in which it ran.
+        """
         names = units.Names(tunnel_id)
         states = await self._states(tunnel_id)
         if names.socket not in states or states[names.socket].active != "active":
+            ran = (self.runtime / tunnel_id).exists()
             await self._clear(tunnel_id)
+            if ran:
+                raise EndedMeanwhile
             return None
         self.make_directories(tunnel_id)
         held = SystemdHeld(self, tunnel_id, binds, told)

@@ -18,7 +18,7 @@ import pytest
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.gate import Gate, Verb
 from scistreamd.identity import Identity
-from scistreamd.interfaces import Bind, Held, Program, Told
+from scistreamd.interfaces import Bind, EndedMeanwhile, Held, Program, Told
 from scistreamd.keys import TunnelKeys
 from scistreamd.manager import Manager
 from scistreamd.model import Options, Role, State, Uid
@@ -69,7 +69,7 @@ class Host:
     def __init__(self, runtime: Path, state: Path) -> None:
         self.launcher = LastingLauncher(runtime)
         self.runtime = runtime
-        self.store = FileStore(state / "tunnels")
+        self.store = FileStore(state / "tunnels", state / "ended")
         self.network = HostNetwork(5)
         self.running: list[Manager] = []
 
@@ -236,6 +236,39 @@ async def test_a_full_disk_refuses_new_tunnels_and_harms_no_running_one(
         assert manager.free_ports == len(RANGE) - 1
         assert manager.view(uid.id).state is State.ACTIVE
         await manager.end(grant(Verb.RELEASE), uid.id, 0)
+
+
+async def test_a_tunnel_whose_file_cannot_be_removed_does_not_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with host(tmp_path) as here:
+        manager = await here.daemon()
+        uid = await make(manager)
+
+        def read_only(self: Path, missing_ok: bool = False) -> None:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+        with monkeypatch.context() as broken:
+            broken.setattr(Path, "unlink", read_only)
+            await manager.end(grant(Verb.RELEASE), uid.id, 0)
+            assert len(list((tmp_path / "tunnels").iterdir())) == 1
+            assert len(await here.daemon()) == 0
+        assert len(await here.daemon()) == 0
+        assert not list((tmp_path / "tunnels").iterdir())
+        assert not (tmp_path / "ended").exists()
+
+
+async def test_one_that_ended_while_no_daemon_ran_is_not_made_again(tmp_path: Path) -> None:
+    async with host(tmp_path) as here:
+        first = await here.daemon()
+        uid = await make(first)
+        await first.close()
+        await here.launcher.lasting[uid.id].close()
+        here.launcher.problems[uid.id] = EndedMeanwhile()
+        second = await here.daemon()
+        assert len(second) == 0
+        assert second.free_ports == len(RANGE)
+        assert not list((tmp_path / "tunnels").iterdir())
 
 
 async def test_files_are_for_root_alone_and_bad_ones_are_left_alone(
