@@ -64,7 +64,7 @@ class FileStore:
             self._sync()
             self._mark(tunnel_id, ended=False)
         except OSError as problem:
-            self._mark(tunnel_id, ended=True)
+            self._mark(tunnel_id, ended=self._path(tunnel_id).exists())
             _log.error("its file cannot be removed: %s", problem.strerror, extra={"tunnel": tunnel_id})
 
     def load(self) -> list[Record]:

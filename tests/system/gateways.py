@@ -57,7 +57,10 @@ def assert_nothing_left(host: Host) -> None:
     assert ":51" not in host.run(["ss", "-Htln"]).stdout
     assert host.run(["ls", f"{STATE}/tunnels"]).stdout == ""
     # Beside them there is that of the daemon that runs, for children that it does not have.
-    [own] = host.run(["ls", "/run/scistreamd"]).stdout.split()
+    find = ["find", "/run/scistreamd", "-mindepth", "1", "-maxdepth", "1", "-type", "d", "-printf", "%f\n"]
+    found = host.run(find).stdout.split()
+    assert len(found) == 1, found
+    [own] = found
     assert own.startswith("scistream-s2cs-")
 
 
