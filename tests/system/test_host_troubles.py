@@ -74,10 +74,10 @@ def small_disk(host: Host) -> Iterator[None]:
 
 def refusal(host: Host) -> str:
     """What is said to whoever asks for a new tunnel."""
-    before = listed(host)
+    before = kept(host)
     refused = host.run(["s2ctl", "inbound", f"{PRODUCER}:{APPLICATION}"], check=False)
     assert refused.returncode == 9, refused.stdout
-    assert listed(host) == before
+    assert kept(host) == before
     return refused.stderr
 
 
