@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
@@ -14,6 +15,15 @@ from scistreamd.interfaces import Tuning
 from scistreamd.model import IPAddress, IPNetwork, PortRange, Security
 from scistreamd.policy import Quotas
 from scistreamd.rules import Rule, Who
+
+
+class FirewallMode(enum.Enum):
+    """What to do about a firewall that blocks a listener: nothing, warn, refuse the tunnel, or open it."""
+
+    OFF = "off"
+    CHECK = "check"
+    REQUIRE = "require"
+    MANAGE = "manage"
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,7 @@ class Settings:
     policy: tuple[Rule, ...] = ()
     administrators: Who | None = None
     idle_timeout: float = 7 * 86400
+    firewall: FirewallMode = FirewallMode.CHECK
     idle_exit: float = 0
     log_level: str = "info"
 

@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from scistreamd import dataserver, rulefile
-from scistreamd.config import Settings
+from scistreamd.config import FirewallMode, Settings
 from scistreamd.model import PortRange, Security, parse_address
 
 LEVELS = ("debug", "info", "warning", "error")
@@ -156,6 +156,11 @@ _TYPE = Kind(
 )
 _SECURITY = Kind(_MODES, lambda value: Security.parse(_text(value)), lambda value: _quoted(value.value))
 _SECURITIES = Kind(f"a list of {_MODES}", _modes, _mode_list)
+_FIREWALL = Kind(
+    "one of " + ", ".join(_quoted(each.value) for each in FirewallMode),
+    lambda value: FirewallMode(_text(value)),
+    lambda value: _quoted(value.value),
+)
 _BOOLEAN = Kind("true or false", _boolean, lambda value: str(value).lower())
 _LEVEL = Kind("one of " + ", ".join(map(_quoted, LEVELS)), _level, _quoted)
 _NETWORKS = Kind(
@@ -213,6 +218,13 @@ KEYS: tuple[Key, ...] = (
     _same("policy", _POLICY, "who may have which tunnels; the first rule that fits decides"),
     _same("idle_timeout", _seconds(0, 3650 * _DAYS), "end a tunnel that had no connection for so long; 0: never"),
     _same("idle_exit", _seconds(0, 365 * _DAYS), "end when there was nothing to do for so long; 0: never"),
+    _same(
+        "firewall",
+        _FIREWALL,
+        "what to do about a firewall that blocks a listener: nothing, warn, refuse the tunnel, or have firewalld let "
+        "its peers in",
+        restart=True,
+    ),
     Key("log.level", "log_level", _LEVEL, "the least important lines that are logged"),
     _same("quotas.ports_per_request", _whole(1, 65535), "listeners in one request"),
     _same("quotas.tunnels_per_peer", _COUNT, "tunnels of one address, or of one user of this host by D-Bus, at a time"),

@@ -199,7 +199,7 @@ async def run(settings: Settings, control: ControlPort, started: Callable[[Endpo
     async with contextlib.AsyncExitStack() as undo:
         listener = undo.enter_context(_control_socket(control))
         runtime = undo.enter_context(runtime_directory())
-        traffic = await undo.enter_async_context(kernel_traffic(lasting=False))
+        traffic = await undo.enter_async_context(kernel_traffic(settings, lasting=False))
         gateway = Gateway(settings, runtime, any_address(), Plugged(traffic=traffic))
         try:
             await gateway.start([listener], control.tls)

@@ -6,6 +6,9 @@ import contextlib
 import secrets
 from collections.abc import AsyncIterator
 
+from scistreamd.config import FirewallMode, Settings
+from scistreamd.firewall import Firewall
+from scistreamd.firewalld import Firewalld
 from scistreamd.guard import Guard
 from scistreamd.interfaces import Traffic
 from scistreamd.nfttable import NftTable
@@ -14,7 +17,7 @@ _TABLE = "scistream"
 
 
 @contextlib.asynccontextmanager
-async def kernel_traffic(*, lasting: bool) -> AsyncIterator[tuple[Traffic, ...]]:
+async def kernel_traffic(settings: Settings, *, lasting: bool) -> AsyncIterator[tuple[Traffic, ...]]:
     """The parts, in the order of asking, until the daemon ends.
 
     ``lasting``: whether what they did outlives the daemon, as its tunnels do.
@@ -22,6 +25,8 @@ async def kernel_traffic(*, lasting: bool) -> AsyncIterator[tuple[Traffic, ...]]
     """
     table = NftTable(_TABLE if lasting else f"{_TABLE}-{secrets.token_hex(4)}", lasting=lasting)
     try:
-        yield (Guard(table),)
+        firewalld = Firewalld(settings.port_range) if settings.firewall is FirewallMode.MANAGE else None
+        # The firewall last: it is judged with the rules of ours.
+        yield Guard(table), Firewall(settings.firewall, settings.port_range, firewalld)
     finally:
         await table.close()

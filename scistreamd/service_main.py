@@ -125,7 +125,7 @@ async def _plug(settings: Settings, reload: Callable[[], None]) -> AsyncIterator
         logging.getLogger("scistreamd.service").warning(
             "not started by systemd as a service of this host: data servers are children, and end with the daemon"
         )
-        async with kernel_traffic(lasting=False) as traffic:
+        async with kernel_traffic(settings, lasting=False) as traffic:
             yield Plugged(traffic=traffic)
         return
     from scistreamd.bus import Bus
@@ -146,7 +146,7 @@ async def _plug(settings: Settings, reload: Callable[[], None]) -> AsyncIterator
             keepalive_idle=settings.tuning.keepalive_idle_seconds,
             reserved_seconds=max(600, settings.times.hello + settings.times.update + 60),
         )
-        async with kernel_traffic(lasting=True) as traffic:
+        async with kernel_traffic(settings, lasting=True) as traffic:
             yield Plugged(
                 launcher=launcher,
                 store=FileStore(_state() / "tunnels", runtime / "ended"),

@@ -15,6 +15,8 @@ CORE = {
     "policy", "ports", "lifecycle", "interfaces", "options", "names", "records",
     "units", "unit_properties", "nftrules", "sourcefilter",
     "counts", "legs", "sock", "tally",
+    "nft", "nft.attributes", "nft.conditions", "nft.decode", "nft.evaluate", "nft.expressions", "nft.facts", "nft.host",
+    "nft.judgement", "nft.packet", "nft.quote", "nft.quote_values", "nft.ruleset", "nft.spans", "nft.steps", "nft.xt",
     "configfile", "configkeys", "control.limits", "introspection", "bus_messages",
     "dataserver", "dataserver.common", "dataserver.haproxy", "dataserver.nginx", "dataserver.stunnel",
 }  # fmt: skip
@@ -24,6 +26,7 @@ ADAPTERS = {
     "store", "journal", "programs", "service_watch", "systemd1", "systemd_held", "systemd_launcher", "systemd_wire",
     "bus", "bus_wire", "polkit", "netlink", "nfttable", "nftmessages", "guard",
     "counterbooks", "sockdiag",
+    "nft_dump", "host_view", "firewall", "firewalld",
 }  # fmt: skip
 # What a command line tool and the daemon do alike.
 SHARED = {"addresses", "files", "selfsigned"}

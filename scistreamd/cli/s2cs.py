@@ -10,9 +10,9 @@ from pathlib import Path
 from scistreamd import __version__
 from scistreamd.cli import init, output
 from scistreamd.cli.options import EXIT_USAGE, Parser, UsageError, checked, integer
-from scistreamd.config import Settings
+from scistreamd.config import FirewallMode, Settings
 from scistreamd.dataserver import DATA_SERVERS, parse_type
-from scistreamd.errors import ScistreamError
+from scistreamd.errors import ScistreamError, invalid
 from scistreamd.model import Endpoint, IPAddress, IPNetwork, PortRange, Security, parse_address
 from scistreamd.options import network
 
@@ -83,6 +83,14 @@ def _parser() -> Parser:
         default=frozenset({Security.TLS}),
         help="what requests may ask for, beside the default (default: tls)",
     )
+    add(
+        "--firewall",
+        metavar="WHAT",
+        type=checked(_firewall),
+        default=FirewallMode.CHECK,
+        help="what to do about a firewall that blocks a listener: off (nothing), check (warn), require (refuse the "
+        "tunnel) or manage (have firewalld let its peers in); it takes CAP_NET_ADMIN (default: check)",
+    )
     add("--server-crt", metavar="FILE", default="server.crt", help="certificate of the control port (server.crt)")
     add("--server-key", metavar="FILE", default="server.key", help="its key (server.key)")
     parser.add_boolean(
@@ -112,6 +120,13 @@ def _networks(text: str) -> tuple[IPNetwork, ...]:
 
 def _securities(text: str) -> frozenset[Security]:
     return frozenset(Security.parse(each.strip(), "allow-security") for each in text.split(","))
+
+
+def _firewall(text: str) -> FirewallMode:
+    try:
+        return FirewallMode(text)
+    except ValueError:
+        raise invalid("firewall", "it is off, check, require or manage") from None
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
@@ -164,6 +179,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         advertise=options.advertise,
         port_range=options.port_range,
         lan=options.lan,
+        firewall=options.firewall,
         default_type=kind.name,
         default_security=options.security,
         allowed_security=options.allow_security | {options.security},

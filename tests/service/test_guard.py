@@ -67,7 +67,9 @@ async def gateway(*, filters: bool, nft: bool) -> AsyncIterator[tuple[Manager, T
     async with contextlib.AsyncExitStack() as undo:
         runtime = undo.enter_context(runtime_directory())
         launcher = ProcessLauncher(runtime) if filters else BareLauncher(runtime)
-        traffic: tuple[Traffic, ...] = await undo.enter_async_context(kernel_traffic(lasting=False)) if nft else ()
+        traffic: tuple[Traffic, ...] = (
+            await undo.enter_async_context(kernel_traffic(Settings(), lasting=False)) if nft else ()
+        )
         manager = Manager(SETTINGS, gate, TunnelKeys(), lambda kind: launcher, ANY, traffic=traffic)
         undo.push_async_callback(manager.close)
         undo.callback(network.close)
