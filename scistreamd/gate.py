@@ -200,7 +200,7 @@ class Gate:
         every = {address for addresses in of_target.values() for address in addresses}
         ruling = self._ruling(grant, replace(question, targets=judged), await self._lan(every))
         alone = self._settings.loopback_only
-        own = frozenset() if alone else await self._network.local(every)
+        own = frozenset() if alone else await self._own(grant, every)
         named = () if ruling.reason else ruling.rule.targets
         for target, endpoints in judged:
             for endpoint in endpoints:
@@ -226,6 +226,19 @@ class Gate:
             message = ruling.reason.replace(f"policy {DEFAULT.name} does not reach", "inbound tunnels do not reach")
             hint = "the operator names the facility's networks: lan in scistreamd.toml, or s2cs --lan"
         raise ScistreamError(Code.PERMISSION_DENIED, message, hint)
+
+    async def _own(self, grant: Grant, addresses: Set[IPAddress]) -> frozenset[IPAddress]:
+        """Those of the addresses that are the gateway's own, and closed to the caller.
+
+        They are open to who dials the gateway by such an address from this very host and reaches them anyway:
+        SciStream's example for containers has client, gateway and application on one. Where the operator has written
+        a policy they stay closed unless that names them.
+        """
+        own = await self._network.local(addresses)
+        peer = grant.caller.peer
+        if own and peer and not peer.is_loopback and not self._settings.policy and await self._network.local({peer}):
+            return frozenset(each for each in own if each.is_loopback)
+        return own
 
     async def _lan(self, addresses: Set[IPAddress]) -> tuple[IPNetwork, ...]:
         """The networks that `lan` stands for, as far as these addresses need them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import replace
 
 import pytest
@@ -13,10 +13,10 @@ from scistreamd.config import Settings
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.gate import Gate, Grant, Verb
 from scistreamd.identity import Challenge, Credentials, Identity
-from scistreamd.model import Caller, Endpoint, Role, Security, Target
+from scistreamd.model import Caller, Endpoint, IPAddress, Role, Security, Target
 from scistreamd.network import HostNetwork
 from scistreamd.rulefile import join, parse, parse_some
-from scistreamd.rules import Question
+from scistreamd.rules import DEFAULT, Question
 
 LOOPBACK = ipaddress.ip_address("127.0.0.1")
 
@@ -65,6 +65,24 @@ async def test_a_gateway_in_the_open_forwards_to_other_hosts_only(network: HostN
         assert target in refused.message
     fine = await addresses(gate, "198.51.100.7:1", "[2001:db8::7]:2")
     assert [str(each) for one in fine for each in one] == ["198.51.100.7:1", "[2001:db8::7]:2"]
+
+
+async def test_who_dials_from_the_gateway_itself_reaches_its_addresses_but_not_loopback() -> None:
+    own = ipaddress.ip_address("192.0.2.53")
+
+    class Host(HostNetwork):
+        async def local(self, addresses: Set[IPAddress]) -> frozenset[IPAddress]:
+            return frozenset(addresses & {own}) | await super().local(addresses)
+
+    host, settings = Host(5), Settings(lan=(ipaddress.ip_network("192.0.2.0/24"),))
+    here, elsewhere = Caller("gRPC", peer=own), Caller("gRPC", peer=ipaddress.ip_address("198.51.100.7"))
+    gate = Gate(settings, host)
+    assert await addresses(gate, f"{own}:5300", role=Role.PROD, caller=here) == ((Endpoint(own, 5300),),)
+    for target, caller in ((f"{own}:5300", elsewhere), (f"{own}:5300", CALLER), ("127.0.0.1:5300", here)):
+        assert (await refusal(gate, target, role=Role.PROD, caller=caller)).code is Code.PERMISSION_DENIED
+    ruled = Gate(replace(settings, policy=(DEFAULT,)), host)
+    assert "gateway itself" in (await refusal(ruled, f"{own}:5300", role=Role.PROD, caller=here)).message
+    host.close()
 
 
 async def test_local_is_what_the_kernel_delivers_here(network: HostNetwork) -> None:
