@@ -1,4 +1,4 @@
-"""What issue 2 aims at, held against the results; where one is missed, the measured reason."""
+"""What the issues 2 and 3 aim at, held against the results; where one is missed, the measured reason."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from tests.bench.chains import NULL
 from tests.bench.dataplane import STREAMS, Flow
 from tests.bench.gateways import DEFAULT_TYPE, Took
 from tests.bench.results import Results
+from tests.bench.scale import Scale, lists, restarts
 from tests.bench.startup import Imports
 from tests.bench.stats import Spread
 
 SPEED, CPU = 1.5, 0.7
 S2UC_SECONDS, ACCEPT_SECONDS, START_SECONDS = 0.4, 0.15, 0.5
 IDLE_BYTES = 60e6
+LIST_SECONDS, CREATED_PER_SECOND, RESTART_SECONDS, DAEMON_BYTES = 0.3, 10, 3, 120e6
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Aim:
 def judge(results: Results) -> list[Aim]:
     """Every aim in the issue's order."""
     return [*_of_streams(results), *_of_s2uc(results), _accepting(results), _churn(results), _idle(results),
-            _start(results)]  # fmt: skip
+            _start(results), *_of_scale(results)]  # fmt: skip
 
 
 def _aim(what: str, goal: str, measured: str, met: bool, reason: str) -> Aim:
@@ -176,3 +178,36 @@ def _start(results: Results) -> Aim:
     what = "`s2cs`: exec until the port answers a health check over TLS"
     met = took.median < START_SECONDS
     return _aim(what, f"under {START_SECONDS} s", f"{took.show(3)} s", met, _why_starting(results, "s2cs"))
+
+
+def _of_scale(results: Results) -> Iterator[Aim]:
+    scale = results.scale
+    if scale is None:
+        return
+    busy = f"the load of the machine was {results.environment['load_at_start']} at the start of the run."
+    words = f"{scale.tunnels} tunnels on one host"
+    took = lists(scale)
+    yield _aim(
+        f"{words}: `s2ctl list`", f"under {LIST_SECONDS} s", f"{took.show(3)} s", took.median < LIST_SECONDS,
+        f"{_why_starting(results, 's2uc')} {busy}",
+    )  # fmt: skip
+    yield _creating(scale, words, busy)
+    took = restarts(scale)
+    yield _aim(
+        f"{words}: `systemctl restart scistreamd` until all are known", f"under {RESTART_SECONDS} s",
+        f"{took.show()} s", took.median < RESTART_SECONDS, busy,
+    )  # fmt: skip
+    yield _aim(
+        f"{words}: the daemon's RSS", f"under {DAEMON_BYTES / 1e6:.0f} MB", f"{scale.rss / 1e6:.1f} MB",
+        scale.rss < DAEMON_BYTES,
+        f"{scale.rss / scale.tunnels / 1e3:.0f} kB for each tunnel, the idle daemon's part included.",
+    )  # fmt: skip
+
+
+def _creating(scale: Scale, words: str, busy: str) -> Aim:
+    return _aim(
+        f"{words}: made by {scale.at_once} callers of the bus beside each other",
+        f"at least {CREATED_PER_SECOND} a second",
+        f"{scale.per_second:.1f} a second", scale.per_second >= CREATED_PER_SECOND,
+        f"each starts a data server in its sandbox, on both processors; {busy}",
+    )  # fmt: skip

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from tests.bench import calls, dataplane, gateways, startup
+from tests.bench import calls, dataplane, gateways, scale, startup
 from tests.bench.chains import NULL, Chain, build
 from tests.bench.dataplane import Flow
 from tests.bench.environment import describe
@@ -35,6 +35,9 @@ def run(rig: Rig, extent: Extent) -> Results:
     began = time.monotonic()
     rig.ports.check()
     results = Results(describe(), extent)
+    if scale.can_measure():  # first: its lab is gone before anything else runs
+        tell(f"{extent.many} tunnels on a host of the lab")
+        results.scale = scale.measure(extent.many, tell)
     made = gateways.make_certificate(rig)
     _echo_server(rig)
     _once(rig, made, results)

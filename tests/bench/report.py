@@ -72,6 +72,9 @@ RSS counts memory that is shared with other processes whole, PSS in proportion. 
 {tunnels} further ones were open, with one listener each; a tunnel is one side, on one gateway.
 
 {memory}
+## Many tunnels on one host
+
+{many_tunnels}
 ## Starting
 
 {starting}"""
@@ -126,7 +129,17 @@ def _page(results: Results) -> str:
         churn=tables.churn(results),
         tunnels=extent.tunnels,
         memory=tables.memory(results),
+        many_tunnels=_many(results),
         starting=tables.starting(results),
+    )
+
+
+def _many(results: Results) -> str:
+    if results.scale is None:
+        return "Not measured: the lab of hosts with systemd needs root.\n"
+    return (
+        "On a host of the lab (docs/lab.md), with systemd and scistreamd as it is installed: one side of each tunnel,\n"
+        f"as units of systemd with all their sandbox.\n\n{tables.scale(results.scale)}"
     )
 
 

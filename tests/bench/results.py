@@ -9,6 +9,7 @@ from typing import Any
 from tests.bench.calls import Churn, Memory, Request
 from tests.bench.dataplane import Flow
 from tests.bench.gateways import Took
+from tests.bench.scale import Scale
 from tests.bench.startup import Floor, Imports
 from tests.bench.stats import Spread
 
@@ -43,7 +44,8 @@ class Round:
 class Extent:
     """How much is measured; ``tunnels`` for memory, ``churn`` rounds of request and release.
 
-    ``repeats``: how many flows of a round may be measured again.
+    ``repeats``: how many flows of a round may be measured again; ``many``:
+    tunnels on one host of the lab.
     """
 
     rounds: int
@@ -52,17 +54,18 @@ class Extent:
     tunnels: int
     churn: int
     repeats: int
+    many: int
 
 
 # The share of the processors that other work may take from a measurement that is worth citing.
 QUIET = 0.1
-FULL = Extent(rounds=7, flow_seconds=4, echoes=1000, tunnels=20, churn=1000, repeats=5)
-QUICK = Extent(rounds=2, flow_seconds=1, echoes=200, tunnels=3, churn=100, repeats=0)
+FULL = Extent(rounds=7, flow_seconds=4, echoes=1000, tunnels=20, churn=1000, repeats=5, many=500)
+QUICK = Extent(rounds=2, flow_seconds=1, echoes=200, tunnels=3, churn=100, repeats=0, many=20)
 
 
 @dataclass
 class Results:
-    """One run."""
+    """One run; ``scale`` is None where there was no root, and so no lab."""
 
     environment: dict[str, Any]
     extent: Extent
@@ -71,6 +74,7 @@ class Results:
     imports: dict[str, Imports] = field(default_factory=dict)
     churn: Churn | None = None
     null_cipher: str = ""
+    scale: Scale | None = None
     seconds: float = 0.0
 
     def over(self, value: Callable[[Round], float]) -> Spread:

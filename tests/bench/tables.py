@@ -9,6 +9,7 @@ from tests.bench.chains import DIRECT, NULL
 from tests.bench.dataplane import SIZES
 from tests.bench.gateways import TYPES
 from tests.bench.results import Results, Round
+from tests.bench.scale import Scale, lists, restarts
 from tests.bench.stats import Spread
 
 _NAMES = {DIRECT: "direct, no gateway", NULL: "SciStream 1.2 Stunnel, NULL cipher (not encrypted)"}
@@ -150,3 +151,16 @@ def churn(results: Results) -> str:
         f"{found.p99 * 1000:.2f} ms at p99; {found.failures} failed. The daemon's RSS went from "
         f"{found.rss_before / 1e6:.1f} to {found.rss_after / 1e6:.1f} MB.\n"
     )
+
+
+def scale(found: Scale) -> str:
+    """What so many tunnels take."""
+    rows = [
+        (f"made, {found.at_once} callers beside each other", f"{found.create:.1f} s, {found.per_second:.1f} a second"),
+        ("one `busctl call` of these, which waits for the others, p50", f"{found.create_p50 * 1000:.0f} ms"),
+        ("`s2ctl list`", f"{lists(found).show(3)} s"),
+        ("`systemctl restart scistreamd`, until it has taken over all of them", f"{restarts(found).show()} s"),
+        ("the daemon's RSS", f"{found.rss / 1e6:.1f} MB"),
+        ("`s2ctl release --all`", f"{found.release:.1f} s"),
+    ]
+    return _table((f"{found.tunnels} tunnels, {found.kind}", ""), rows)

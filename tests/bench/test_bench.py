@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from tests.bench.chains import DIRECT, NULL
 from tests.bench.dataplane import SIZES, STREAMS, Flow
 from tests.bench.gateways import DEFAULT_TYPE, TYPES, Took
 from tests.bench.results import QUICK, Asked, Results, Round
+from tests.bench.scale import Scale
 from tests.bench.startup import Floor, Imports
 from tests.bench.stats import Spread, percentile
 
@@ -52,6 +54,7 @@ def measured(ours: Flow, s2uc: float = 0.3, byte: float = 0.1) -> Results:
         imports={"s2uc": imports, "s2cs": imports},
         churn=Churn(100, 0, 1.0, 0.01, 0.02, 42_000_000, 43_000_000),
         null_cipher="AECDH-NULL-SHA",
+        scale=Scale(500, 8, DEFAULT_TYPE, 40.0, 0.6, [0.2], [1.5], 80_000_000, 9.0),
     )
 
 
@@ -106,6 +109,30 @@ def test_a_failed_round_of_request_and_release_is_a_missed_aim() -> None:
     results = measured(flow(3, 2))
     results.churn = replace(results.churned, failures=1)
     assert [aim.measured for aim in aims.judge(results) if not aim.met] == ["1 failures, 1.0 s"]
+
+
+@pytest.mark.parametrize(
+    ("change", "missed"),
+    [
+        ({"lists": [0.31]}, "list"),
+        ({"create": 51.0}, "made by"),
+        ({"restarts": [3.1]}, "restart"),
+        ({"rss": 120_000_001}, "RSS"),
+    ],
+)
+def test_missed_aims_of_many_tunnels(change: dict[str, Any], missed: str) -> None:
+    results = measured(flow(3, 2))
+    assert results.scale
+    results.scale = replace(results.scale, **change)
+    [found] = [aim for aim in aims.judge(results) if not aim.met]
+    assert missed in found.what
+    assert found.reason
+
+
+def test_without_root_the_page_says_what_was_not_measured(tmp_path: Path) -> None:
+    results = measured(flow(3, 2))
+    results.scale = None
+    assert "needs root" in report.write(results, tmp_path).read_text()
 
 
 def test_the_page_and_the_raw_data_are_written(tmp_path: Path) -> None:
