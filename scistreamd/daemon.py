@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from scistreamd import dataserver, sockets
+from scistreamd.certificate_watch import CertificateWatch, Files
 from scistreamd.config import Settings
 from scistreamd.control.server import ControlServer
 from scistreamd.dataserver import DataServerType
@@ -87,6 +88,7 @@ class Gateway:
         self._network = HostNetwork(settings.times.resolve)
         self._process = ProcessLauncher(runtime, keepalive_idle=settings.tuning.keepalive_idle_seconds)
         self._plugged = plugged
+        self.certificate_warning = ""
         self.gate = Gate(settings, self._network, plugged.authority)
         self.manager = Manager(
             settings,
@@ -136,9 +138,10 @@ class Gateway:
 
     @property
     def status(self) -> str:
-        """One line for people: how many tunnels and free ports there are."""
+        """One line for people: how many tunnels and free ports there are, and what an operator should see to."""
         tunnels, free = len(self.manager), self.manager.free_ports
-        return f"{tunnels} tunnel{'s' * (tunnels != 1)}, {free} port{'s' * (free != 1)} free"
+        line = f"{tunnels} tunnel{'s' * (tunnels != 1)}, {free} port{'s' * (free != 1)} free"
+        return f"{line}; {self.certificate_warning}" if self.certificate_warning else line
 
     @property
     def idle(self) -> bool:
@@ -164,11 +167,14 @@ class Gateway:
 
 @dataclass(frozen=True)
 class ControlPort:
-    """Where the control port listens and how; ``tls`` is None for plaintext, ``address`` None for every address."""
+    """Where the control port listens and how; ``address`` None is every address.
+
+    ``certificate``: certificate and key, with what makes TLS settings of them; None is plaintext.
+    """
 
     address: IPAddress | None
     port: int
-    tls: ssl.SSLContext | None
+    certificate: tuple[Files, Callable[[Path, Path], ssl.SSLContext]] | None
 
 
 class Stop:
@@ -197,18 +203,37 @@ async def run(settings: Settings, control: ControlPort, started: Callable[[Endpo
     """
     stop = Stop()
     async with contextlib.AsyncExitStack() as undo:
+        tls = control.certificate and control.certificate[1](*control.certificate[0])
         listener = undo.enter_context(_control_socket(control))
         runtime = undo.enter_context(runtime_directory())
         traffic = await undo.enter_async_context(kernel_traffic(settings, lasting=False))
         gateway = Gateway(settings, runtime, any_address(), Plugged(traffic=traffic))
         try:
-            await gateway.start([listener], control.tls)
+            await gateway.start([listener], tls)
             address, port = listener.getsockname()[:2]
             started(Endpoint(ipaddress.ip_address(address), port))
-            await stop.asked.wait()
+            await _serve_until(stop, gateway, control)
         finally:
             _log.info("stopping: %d tunnels end", len(gateway.manager))
             await gateway.close()
+
+
+async def _serve_until(stop: Stop, gateway: Gateway, control: ControlPort) -> None:
+    if control.certificate is None:
+        await stop.asked.wait()
+        return
+    files, load = control.certificate
+    watch = CertificateWatch(lambda: files, lambda: load(*files), gateway.server.replace_context)
+    watching = asyncio.create_task(watch.run())
+    stopping = asyncio.create_task(stop.asked.wait())
+    try:
+        done, _ = await asyncio.wait([watching, stopping], return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        watching.cancel()
+        stopping.cancel()
+        await asyncio.wait([watching, stopping])
 
 
 def run_to_its_end(life: Coroutine[Any, Any, None]) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 
 from scistreamd import configfile, logs
 from scistreamd.activation import Notifier
+from scistreamd.certificate_watch import CertificateWatch, Files
 from scistreamd.config import Settings
 from scistreamd.daemon import Gateway, Plugged, Stop, any_address
 from scistreamd.errors import ScistreamError
@@ -32,9 +33,20 @@ _log = logging.getLogger("scistreamd.service")
 class Service:
     """One run of the daemon."""
 
-    def __init__(self, load: Load, listeners: Sequence[socket.socket], notifier: Notifier, plug: Plug) -> None:
-        """``listeners``: the control port's sockets as systemd passed them; ``load`` raises ScistreamError."""
+    def __init__(
+        self,
+        load: Load,
+        certificate: Callable[[Settings], Files],
+        listeners: Sequence[socket.socket],
+        notifier: Notifier,
+        plug: Plug,
+    ) -> None:
+        """``listeners``: the control port's sockets as systemd passed them; ``load`` raises ScistreamError.
+
+        ``certificate``: where certificate and key of the control port are.
+        """
         self._load = load
+        self._certificate = certificate
         self._listeners = listeners
         self._notifier = notifier
         self._plug = plug
@@ -68,7 +80,13 @@ class Service:
         loop = asyncio.get_running_loop()
         unwatch = self._gateway.manager.watch(self._changed)
         loop.add_signal_handler(signal.SIGHUP, self._reload_by_signal)
-        works: list[Coroutine[Any, Any, Any]] = [stop.asked.wait(), self._until_idle()]
+        watch = CertificateWatch(
+            lambda: self._certificate(self._gateway.settings),
+            lambda: self._load()[1],
+            self._gateway.server.replace_context,
+            lambda: self._warn(watch.warning),
+        )
+        works: list[Coroutine[Any, Any, Any]] = [stop.asked.wait(), self._until_idle(), watch.run()]
         if self._notifier.watchdog_seconds is not None:
             works.append(self._show_life(self._notifier.watchdog_seconds / 2))
         tasks = [asyncio.create_task(work) for work in works]
@@ -92,6 +110,10 @@ class Service:
         if not self._telling:
             self._telling = True
             asyncio.get_running_loop().call_soon(self._tell)
+
+    def _warn(self, warning: str) -> None:
+        self._gateway.certificate_warning = warning
+        self._tell()
 
     def _tell(self) -> None:
         self._telling = False

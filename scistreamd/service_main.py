@@ -78,7 +78,9 @@ def _check(options: Namespace) -> int:
 
     settings = _settings(options)
     if settings.control.certificate is not None:
-        _given_tls(settings)
+        from scistreamd.control.tls import server_context
+
+        server_context(*_certificate(settings))
     if not options.quiet:
         print(effective(settings), end="")
     return 0
@@ -106,7 +108,7 @@ def _serve(options: Namespace) -> int:
             listeners = inherited_sockets(os.environ)
             undo.callback(_turn_away, listeners)
             _refuse_nothing_to_serve(listeners)
-            service = Service(lambda: _load(options), listeners, notifier, _plug)
+            service = Service(lambda: _load(options), _certificate, listeners, notifier, _plug)
             return daemon.run_to_its_end(service.run())
         except ScistreamError as error:
             logging.getLogger("scistreamd.service").error("%s", error)
@@ -169,16 +171,17 @@ def _load(options: Namespace) -> tuple[Settings, ssl.SSLContext]:
     from scistreamd.controlcert import ensure
 
     settings = _settings(options)
-    if settings.control.certificate is not None:
-        return settings, _given_tls(settings)
-    return settings, server_context(*ensure(_state() / "control"))
+    if settings.control.certificate is None:
+        ensure(_state() / "control")
+    return settings, server_context(*_certificate(settings))
 
 
-def _given_tls(settings: Settings) -> ssl.SSLContext:
-    from scistreamd.control.tls import server_context
-
-    # Both are set, or none: the configuration's parser sees to it.
-    return server_context(Path(str(settings.control.certificate)), Path(str(settings.control.key)))
+def _certificate(settings: Settings) -> tuple[Path, Path]:
+    """Certificate and key of the control port."""
+    control, own = settings.control, _state() / "control"
+    if control.certificate is None or control.key is None:  # both, or none: the configuration's parser sees to it
+        return own / "server.crt", own / "server.key"
+    return Path(control.certificate), Path(control.key)
 
 
 def _refuse_nothing_to_serve(listeners: Sequence[object]) -> None:

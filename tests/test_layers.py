@@ -22,7 +22,7 @@ CORE = {
 }  # fmt: skip
 ADAPTERS = {
     "child", "process", "places", "readiness", "sockets", "network", "keys", "runtime", "logs", "spawn",
-    "activation", "capabilities", "configread", "controlcert",
+    "activation", "capabilities", "configread", "controlcert", "certificate_watch",
     "store", "journal", "programs", "service_watch", "systemd1", "systemd_held", "systemd_launcher", "systemd_wire",
     "bus", "bus_wire", "polkit", "netlink", "nfttable", "nftmessages", "guard",
     "counterbooks", "sockdiag",

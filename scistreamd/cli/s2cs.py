@@ -159,8 +159,8 @@ def _serve(options: argparse.Namespace) -> int:
 
     logs.set_up("s2cs", "debug" if options.verbose else "info")
     daemon.harden_process()
-    tls = server_context(Path(options.server_crt), Path(options.server_key)) if options.ssl else None
-    control = daemon.ControlPort(options.listener_ip, options.port, tls)
+    files = Path(options.server_crt), Path(options.server_key)
+    control = daemon.ControlPort(options.listener_ip, options.port, (files, server_context) if options.ssl else None)
     return daemon.run_to_its_end(daemon.run(settings, control, lambda listener: _announce(listener, options)))
 
 

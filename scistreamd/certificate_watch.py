@@ -1,0 +1,117 @@
+"""The control port's certificate while the daemon runs: renewed files are taken up, a near end is told of."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import logging
+import ssl
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from scistreamd.errors import ScistreamError
+
+_LOOK_SECONDS = 15.0
+_TELL_SECONDS = 86400.0
+SOON_DAYS = 30
+_log = logging.getLogger("scistreamd.control")
+
+Files = tuple[Path, Path]
+_Marks = tuple[tuple[int, int, int], ...]
+
+
+class CertificateWatch:
+    """Looks at certificate and key from time to time.
+
+    ``files``: which ones they are by the settings in force. ``load`` makes
+    TLS settings of them, or raises ScistreamError; ``use`` is given those of renewed
+    files, and ``told`` is called when `warning` has changed.
+    """
+
+    def __init__(
+        self,
+        files: Callable[[], Files],
+        load: Callable[[], ssl.SSLContext],
+        use: Callable[[ssl.SSLContext], None],
+        told: Callable[[], None] = lambda: None,
+        look_seconds: float = _LOOK_SECONDS,
+    ) -> None:
+        self._files = files
+        self._load = load
+        self._use = use
+        self._told = told
+        self._look_seconds = look_seconds
+        self._told_at = 0.0
+        self.warning = ""
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        marks = self._marks()
+        await self._judge()
+        while True:
+            await asyncio.sleep(self._look_seconds)
+            now = self._marks()
+            if now != marks and now is not None and self._renew():
+                marks = now
+                self._told_at = 0.0
+            if time.monotonic() - self._told_at > _TELL_SECONDS or not self._told_at:
+                await self._judge()
+
+    def _marks(self) -> _Marks | None:
+        """What changes when the files do; None while one is missing, as in the middle of a renewal."""
+        found = []
+        with contextlib.suppress(OSError):
+            for path in self._files():
+                state = path.stat()
+                found.append((state.st_mtime_ns, state.st_size, state.st_ino))
+            return tuple(found)
+        return None
+
+    def _renew(self) -> bool:
+        """Whether the files fit together by now; a key without its certificate is tried again."""
+        try:
+            context = self._load()
+        except ScistreamError as problem:
+            _log.warning("the renewed certificate is not taken up: %s", problem)
+            return False
+        self._use(context)
+        _log.info("took up the renewed certificate %s", self._files()[0])
+        return True
+
+    async def _judge(self) -> None:
+        self._told_at = time.monotonic()
+        certificate, _ = self._files()
+        # In a thread: reading certificates takes a third of a second to learn.
+        try:
+            end = await asyncio.to_thread(ends, certificate)
+        except (OSError, ValueError) as problem:
+            _log.warning("cannot read when %s ends: %s", certificate, problem)
+            return
+        before, self.warning = self.warning, near_end(end, time.time())
+        if self.warning:
+            _log.warning("%s: %s", certificate, self.warning)
+        if before != self.warning:
+            self._told()
+
+
+def ends(certificate: Path) -> float:
+    """When the first certificate of a PEM file ends, in seconds since the epoch; OSError, ValueError."""
+    from cryptography import x509  # noqa: PLC0415
+
+    found = x509.load_pem_x509_certificate(certificate.read_bytes())
+    # cryptography before 42 has the naive one alone, later ones warn of it.
+    moment = getattr(found, "not_valid_after_utc", None) or found.not_valid_after
+    return moment.replace(tzinfo=datetime.timezone.utc).timestamp()
+
+
+def near_end(end: float, now: float) -> str:
+    """That a certificate is near its end or beyond, for people, or an empty string."""
+    days = (end - now) / 86400
+    if days > SOON_DAYS:
+        return ""
+    day = time.strftime("%Y-%m-%d", time.localtime(end))
+    if days <= 0:
+        return f"the control port's certificate has ended on {day}"
+    return f"the control port's certificate ends on {day}"
