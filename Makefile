@@ -1,5 +1,5 @@
 # The two commands of a newcomer are `make demo` and `make test`; README.md tells more.
-.PHONY: help setup test test-oldest demo bench man rpm lint lab lab-shell lab-down clean
+.PHONY: help setup test test-oldest demo bench man deb rpm lint lab lab-shell lab-down clean
 
 help:
 	@echo 'make demo   two gateways on loopback, a real stream through an encrypted tunnel'
@@ -8,6 +8,7 @@ help:
 	@echo 'make bench  the benchmarks; writes docs/PERFORMANCE.md'
 	@echo 'make man    the man pages, into build/man (needs lowdown)'
 	@echo 'make lab    four hosts with systemd, to play the tutorial in; make lab-shell HOST=producer, make lab-down'
+	@echo 'make deb    the Debian packages, in dist/'
 	@echo 'make rpm    the RPM packages for Fedora and RHEL, in dist/'
 	@echo 'make lint   ruff and mypy'
 	@echo 'make clean  removes what the others made in this tree'
@@ -31,6 +32,9 @@ bench: setup
 # For packages too: needs python3 and lowdown, nothing of .venv.
 man:
 	python3 -B packaging/man/render.py build/man
+
+deb: setup
+	@PYTHON=.venv/bin/python python3 packaging/deb.py
 
 rpm: setup
 	@PYTHON=.venv/bin/python python3 -B packaging/rpm.py

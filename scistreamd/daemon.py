@@ -261,7 +261,7 @@ def _control_socket(control: ControlPort) -> socket.socket:
         raise ScistreamError(
             Code.FAILED_PRECONDITION,
             f"port: the control port {endpoint} is in use",
-            f"`ss -tlpn 'sport = :{control.port}'` shows by whom; --port takes another",
+            f"`ss -tlpn 'sport = :{control.port}'` shows by whom (systemd: scistreamd); --port takes another",
         ) from None
     return listener
 

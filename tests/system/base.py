@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import platform
+import re
 from pathlib import Path
 
 from tests.system.tools import LabError, call
 from tests.system.trees import Trees, digest
 
+_CONTROL = Path(__file__).parent.parent.parent / "packaging" / "debian" / "control"
 PACKAGES = (
     "systemd,systemd-sysv,dbus,polkitd,libpam-systemd,bash-completion,less,"
     "iproute2,iputils-ping,procps,nftables,openssl,iperf,iperf3,"
@@ -29,9 +31,18 @@ _HOOKS = (
 _SUITES = ("", "-updates", "-security")
 
 
+def dependencies() -> list[str]:
+    """The packages of Debian that ours depend on, so that these install without a network."""
+    text = re.sub(r"\n ", " ", _CONTROL.read_text())
+    named = ",".join(re.findall(r"^Depends: (.*)$", text, re.MULTILINE))
+    words = {word.split("(")[0].split("|")[0].strip() for word in named.split(",")}
+    ours = set(re.findall(r"^Package: (.*)$", text, re.MULTILINE))
+    return sorted(word for word in words - ours if word and not word.startswith("$"))
+
+
 def key() -> str:
     """Changes with everything that the tree is made from."""
-    return digest(PACKAGES, *_HOOKS, _release(), *(source.read_text() for source in _sources()))
+    return digest(PACKAGES, *dependencies(), *_HOOKS, _release(), *(source.read_text() for source in _sources()))
 
 
 def base_tree(trees: Trees) -> Path:
@@ -40,7 +51,13 @@ def base_tree(trees: Trees) -> Path:
 
 
 def _build(directory: Path) -> None:
-    words = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={PACKAGES}"]
+    words = [
+        "mmdebstrap",
+        "--quiet",
+        "--variant=minbase",
+        f"--include={PACKAGES}",
+        f"--include={','.join(dependencies())}",
+    ]
     words += [f"--customize-hook={hook}" for hook in _HOOKS]
     call([*words, _release(), directory / "tree", *_sources()])
 

@@ -24,6 +24,7 @@ ENVIRONMENT = {
     "TERM": "dumb",
 }
 _SECONDS = 30
+_BOOT_SECONDS = 90  # a second where the machine has nothing else to do
 _POLL = 0.05
 
 
@@ -188,10 +189,10 @@ class Host:
 
     def wait_booted(self, unlike: int = 0) -> None:
         """Wait until it has booted, with another PID 1 than ``unlike``. LabError where it is degraded, or late."""
-        deadline = time.monotonic() + _SECONDS
+        deadline = time.monotonic() + _BOOT_SECONDS
         while unlike in self._leaders() or self.state() not in {"running", "degraded"}:
             if time.monotonic() > deadline:
-                raise LabError(f"{self.name} did not boot within {_SECONDS} s\n{self.console()}")
+                raise LabError(f"{self.name} did not boot within {_BOOT_SECONDS} s\n{self.console()}")
             time.sleep(_POLL)
         if self.state() == "degraded":
             raise LabError(

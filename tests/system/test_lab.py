@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import pytest
 
+from scistreamd import __version__
 from tests.system.host import Host
 from tests.system.lab import Lab
 from tests.system.tools import LabError
@@ -34,10 +35,11 @@ DBUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
 
 
 @pytest.mark.parametrize("name", HOSTS)
-def test_only_the_addresses_of_the_tutorial_and_no_proxy_of_the_distribution(lab: Lab, name: str) -> None:
+def test_only_the_addresses_of_the_tutorial_and_the_control_port_alone(lab: Lab, name: str) -> None:
     shown = lab[name].run(["ip", "-brief", "-4", "address", "show", "scope", "global"]).stdout
     assert [word.partition("/")[0] for word in shown.split() if "/" in word] == addresses(name)
-    assert lab[name].run(["ss", "-Htln"]).stdout == ""
+    listeners = lab[name].run(["ss", "-Htln"]).stdout.splitlines()
+    assert [line.split()[3] for line in listeners] == ["*:5000"]
 
 
 def test_neighbours_reach_each_other(lab: Lab) -> None:
@@ -66,11 +68,12 @@ def test_no_path_from_end_to_end_not_even_with_routes(lab: Lab) -> None:
         consumer.run(["ip", "route", "del", "default"])
 
 
-def test_the_project_is_installed_for_the_hosts_own_python(lab: Lab) -> None:
+def test_the_project_is_installed_from_its_packages(lab: Lab) -> None:
     for host in lab.hosts():
-        for tool in ("s2cs", "s2uc", "s2ctl"):
-            assert host.run([tool, "--version"]).stdout
-        assert host.run(["/opt/scistream/bin/python", "-c", "import sys; print(sys.base_prefix)"]).stdout == "/usr\n"
+        for tool in ("scistreamd", "s2cs", "s2uc", "s2ctl"):
+            assert __version__ in host.run([tool, "--version"]).stdout
+            assert "scistream" in host.run(["dpkg", "--search", f"/usr/bin/{tool}"]).stdout
+        assert host.run(["dpkg", "--verify"]).stdout == ""
 
 
 def test_services_of_one_host_are_not_those_of_another(lab: Lab) -> None:

@@ -57,6 +57,9 @@ def test_every_command_prints_what_the_document_shows(lab: Lab, tmp_path: Path) 
     terminals = Terminals(lab, tmp_path)
     before = {host.name: _files(host) for host in lab.hosts()}
     with ExitStack() as ends:
+        for host in lab.hosts():
+            ends.callback(host.run, ["systemctl", "start", "scistreamd.socket"])
+            host.run(["systemctl", "stop", "scistreamd.socket"])
         for typed in tutorial.read(DOCUMENT):
             _type(terminals, typed, ends)
     _nothing_is_left(lab, before)
@@ -85,7 +88,7 @@ def _files(host: Host) -> set[str]:
 
 def _nothing_is_left(lab: Lab, before: dict[str, set[str]]) -> None:
     for host in lab.hosts():
-        assert host.run(["ss", "-Htln"]).stdout == "", host.name
+        assert host.run(["ss", "-Htln", "sport != :5000"]).stdout == "", host.name
         assert host.run(["pgrep", "-l", "s2cs|haproxy|nginx|stunnel|iperf"], check=False).stdout == "", host.name
         assert host.state() == "running"
         host.run(["sh", "-c", "rm -f /root/server.* /root/producers2.* /root/vagrant/*"])
