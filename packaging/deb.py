@@ -24,6 +24,7 @@ CARRIED = ("grpclib",)
 _CACHE = ROOT / ".cache" / "vendor"
 # No part of the source, like hidden files.
 _MADE = {"build", "dist", "__pycache__"}
+_BUILT = {".egg-info", ".so", ".pyc"}
 _OURS = ("scistreamd_*", "scistreamd-doc_*", "scistream-client_*", "scistream-common_*")
 
 
@@ -107,7 +108,7 @@ def _pack(archive: Path, top: str, epoch: int) -> None:
 def _sources(directory: Path) -> Iterator[Path]:
     """All below ``directory`` that is no hidden file and was not made by a build, in order."""
     for path in sorted(directory.iterdir()):
-        if path.name.startswith(".") or path.suffix == ".egg-info" or path.name in _MADE:
+        if path.name.startswith(".") or path.suffix in _BUILT or path.name in _MADE:
             continue
         yield path
         if path.is_dir():

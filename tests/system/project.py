@@ -50,7 +50,7 @@ def project_layers(trees: Trees, base: Path, group: str) -> list[Path]:
 def _sources() -> Iterator[str | bytes]:
     for top in _tops():
         for file in sorted(top.rglob("*")) if top.is_dir() else [top]:
-            if file.is_file() and "__pycache__" not in file.parts:
+            if file.is_file() and "__pycache__" not in file.parts and file.suffix != ".so":
                 yield str(file.relative_to(ROOT))
                 yield file.read_bytes()
 

@@ -73,7 +73,7 @@ def test_the_project_is_installed_from_its_packages(lab: Lab) -> None:
         for tool in ("scistreamd", "s2cs", "s2uc", "s2ctl"):
             assert __version__ in host.run([tool, "--version"]).stdout
             assert "scistream" in host.run(["dpkg", "--search", f"/usr/bin/{tool}"]).stdout
-        assert host.run(["dpkg", "--verify"]).stdout == ""
+        assert host.run(["dpkg", "--verify", "scistreamd", "scistream-client", "scistream-common"]).stdout == ""
 
 
 def test_services_of_one_host_are_not_those_of_another(lab: Lab) -> None:

@@ -6,7 +6,6 @@ Each finds the hosts as its reader has them: with scistreamd as it comes, and no
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 
 from tests.service.lab import HOSTS, Typed, read
 from tests.system.host import Host
+from tests.system.installed import as_installed
 from tests.system.lab import Lab
 from tests.system.test_tutorial_lab import Server, Terminals
 
@@ -50,18 +50,16 @@ BEFORE = {
 
 @pytest.fixture
 def hosts(lab: Lab) -> Iterator[Lab]:
-    """The lab's hosts with the gateways' units; at the end as fresh as they were."""
+    """The lab's hosts; at the end as fresh as they were."""
     before = {host.name: _files(host) for host in lab.hosts()}
-    for name in GATEWAYS:
-        _installed(lab[name])
-    try:
-        yield lab
-    finally:
+    with ExitStack() as undo:
         for name in GATEWAYS:
-            _cleared(lab[name])
-        for host in lab.hosts():
-            host.run(["rm", "-rf", "--", *(_files(host) - before[host.name])])
-            assert host.state() == "running"
+            undo.enter_context(as_installed(lab[name]))
+            undo.callback(_without_firewall, lab[name])
+        yield lab
+    for host in lab.hosts():
+        host.run(["rm", "-rf", "--", *(_files(host) - before[host.name])])
+        assert host.state() == "running"
 
 
 def _files(host: Host) -> set[str]:
@@ -72,33 +70,9 @@ def _files(host: Host) -> set[str]:
     )
 
 
-def _installed(host: Host) -> None:
-    """What a package installs beside the commands, until the lab's hosts have the package."""
-    script = """
-    sh /vagrant/packaging/install "" && systemd-sysusers && systemd-tmpfiles --create
-    systemctl daemon-reload && systemctl reload dbus
-    systemctl enable --quiet --now scistreamd.socket scistreamd-restore.service
-    """
-    tree = subprocess.run(
-        ["tar", "-C", str(ROOT), "-cf", "-", "packaging", "systemd", "dbus"], stdout=subprocess.PIPE, check=True
-    ).stdout
-    for words, given in (["tar", "-C", "/vagrant", "-xf", "-"], tree), (["sh", "-ec", script], b""):
-        subprocess.run(host.command(words), input=given, check=True)
-    host.run(["rm", "-r", "/vagrant/packaging", "/vagrant/systemd", "/vagrant/dbus"])
-
-
-def _cleared(host: Host) -> None:
-    units = ["scistreamd.socket", "scistreamd-restore.service"]
-    host.run(["systemctl", "disable", "--quiet", "--now", *units, "nftables"])
-    host.run(["systemctl", "stop", "scistreamd", "scistream.slice"])
-    host.run(["rm", "-rf", "/etc/scistreamd", "/var/lib/scistreamd", "/run/scistreamd"])
+def _without_firewall(host: Host) -> None:
+    host.run(["systemctl", "disable", "--quiet", "--now", "nftables"])
     host.run(["nft", "flush", "ruleset"])
-    host.run(
-        ["rm", "-f", *re.findall(r"^[^#]\S* +(/\S+)", (ROOT / "packaging" / "files.txt").read_text(), re.MULTILINE)]
-    )
-    host.run(["systemctl", "daemon-reload"])
-    host.run(["systemctl", "reload", "dbus"])
-    host.run(["systemctl", "reset-failed"])
 
 
 def test_every_document_with_commands_is_played() -> None:

@@ -8,14 +8,13 @@ from collections.abc import Iterator
 import pytest
 
 from tests.system.host import Host
+from tests.system.installed import CONFIG, DROP_INS, as_installed
 from tests.system.lab import Lab
 
 pytestmark = pytest.mark.timeout(600)  # the first lab of a machine builds the base tree
 
-_DROP_INS = "/etc/systemd/system/scistreamd.service.d"
 _SUBPROCESS = "/usr/share/doc/scistreamd/examples/scistreamd-subprocess.conf"
 _NAME = "org.scistream.scistreamd1"
-_CONFIG = "/etc/scistreamd/scistreamd.toml"
 _CERTIFICATE = "/var/lib/scistreamd/control/server.crt"
 _OPEN = 'require_auth = false\nport_range = "5100-5109"\n'
 REQUEST = ["s2uc", "inbound-request", "--s2cs", "127.0.0.1:5000", "--server-cert", _CERTIFICATE]
@@ -25,18 +24,8 @@ REQUEST += ["--remote-ip", "192.168.10.10", "--receiver-ports", "5001", "--uid-f
 @pytest.fixture
 def gateway(lab: Lab) -> Iterator[Host]:
     """The inbound gateway's host with scistreamd as it was installed, and as it was installed at the end."""
-    host = lab["producers2"]
-    installed = host.run(["cat", _CONFIG]).stdout
-    try:
+    with as_installed(lab["producers2"]) as host:
         yield host
-    finally:
-        host.run(["systemctl", "stop", "scistreamd.socket", "scistreamd.service", "scistream.slice"], check=False)
-        host.run(["systemctl", "reset-failed"])
-        host.write(_CONFIG, installed)
-        host.run(["sh", "-c", f"rm -rf /var/lib/scistreamd/* /run/scistreamd {_DROP_INS}"])
-        host.run(["systemctl", "daemon-reload"])
-        host.run(["systemctl", "start", "scistreamd.socket"])
-    assert host.state() == "running"
 
 
 def shown(host: Host, name: str, unit: str = "scistreamd.service") -> str:
@@ -92,11 +81,11 @@ def test_a_call_on_the_bus_starts_it_and_reload_answers_with_what_is_wrong(gatew
     assert gateway.run(["busctl", "get-property", *manager, "FreePorts"]).stdout == "u 101\n"
     assert shown(gateway, "ActiveState") == "active"
     assert shown(gateway, "ActiveState", "scistreamd.socket") == "active"
-    gateway.write(_CONFIG, _OPEN)
+    gateway.write(CONFIG, _OPEN)
     gateway.run(["busctl", "call", *manager, "Reload"])
     assert gateway.run(["busctl", "get-property", *manager, "FreePorts"]).stdout == "u 10\n"
     assert shown(gateway, "StatusText") == "0 tunnels, 10 ports free"
-    gateway.write(_CONFIG, "prot_range = 5\n")
+    gateway.write(CONFIG, "prot_range = 5\n")
     refused = gateway.run(["busctl", "call", *manager, "Reload"], check=False)
     assert "prot_range: no such key" in refused.stderr
     assert gateway.run(["busctl", "get-property", *manager, "FreePorts"]).stdout == "u 10\n"
@@ -133,10 +122,10 @@ def test_tunnels_outlive_restart_and_kill(gateway: Host) -> None:
 def test_reload_takes_up_the_file_and_fails_where_it_is_wrong(gateway: Host) -> None:
     start(gateway)
     request(gateway)
-    gateway.write(_CONFIG, _OPEN)
+    gateway.write(CONFIG, _OPEN)
     gateway.run(["systemctl", "reload", "scistreamd"])
     gateway.wait_until(lambda: shown(gateway, "StatusText") == "1 tunnel, 9 ports free", "reloaded")
-    gateway.write(_CONFIG, "prot_range = 5\n")
+    gateway.write(CONFIG, "prot_range = 5\n")
     assert gateway.run(["systemctl", "reload", "scistreamd"], check=False).returncode == 1
     assert "did you mean port_range?" in gateway.journal("-u", "scistreamd")
     assert shown(gateway, "StatusText") == "1 tunnel, 9 ports free"
@@ -145,13 +134,13 @@ def test_reload_takes_up_the_file_and_fails_where_it_is_wrong(gateway: Host) -> 
 
 
 def test_a_wrong_configuration_turns_callers_away_and_the_socket_stays(gateway: Host) -> None:
-    gateway.write(_CONFIG, "x")
+    gateway.write(CONFIG, "x")
     for _ in range(3):
         gateway.run(["bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/5000; timeout 20 cat <&3"], check=False)
     assert shown(gateway, "ActiveState", "scistreamd.socket") == "active"
     assert "line 1" in gateway.journal("-u", "scistreamd")
     assert "line 1" in shown(gateway, "StatusText")
-    gateway.write(_CONFIG, _OPEN)
+    gateway.write(CONFIG, _OPEN)
     start(gateway)
     assert shown(gateway, "StatusText") == "0 tunnels, 10 ports free"
 
@@ -162,7 +151,7 @@ def test_children_of_the_daemon_need_the_drop_in_and_work_with_it(gateway: Host)
         refused = gateway.run([*REQUEST, "--type", f"{kind}Subprocess"], check=False)
         assert refused.returncode == 9
         assert "CAP_SETUID" in refused.stderr
-    gateway.run(["install", "-D", "-t", _DROP_INS, _SUBPROCESS])
+    gateway.run(["install", "-D", "-t", DROP_INS, _SUBPROCESS])
     gateway.run(["systemctl", "daemon-reload"])
     gateway.run(["systemctl", "restart", "scistreamd"])
     for kind in ("Haproxy", "Nginx", "Stunnel"):
@@ -174,7 +163,7 @@ def test_children_of_the_daemon_need_the_drop_in_and_work_with_it(gateway: Host)
 
 
 def test_idle_exit_leaves_tunnels_running_and_the_next_caller_starts_it(gateway: Host) -> None:
-    gateway.write(_CONFIG, "idle_exit = 1\n" + _OPEN)
+    gateway.write(CONFIG, "idle_exit = 1\n" + _OPEN)
     start(gateway)
     request(gateway)
     gateway.wait_until(lambda: shown(gateway, "ActiveState") == "inactive", "gone when it was idle")
@@ -190,7 +179,7 @@ def test_idle_exit_leaves_tunnels_running_and_the_next_caller_starts_it(gateway:
 
 def test_idle_exit_loses_no_call_on_the_bus(gateway: Host) -> None:
     """Calls that come about when it goes: each is answered, by that daemon or by the next."""
-    gateway.write(_CONFIG, "idle_exit = 0.2\n" + _OPEN)
+    gateway.write(CONFIG, "idle_exit = 0.2\n" + _OPEN)
     ask = f"busctl get-property {_NAME} /org/scistream/scistreamd1 {_NAME}.Manager FreePorts"
     script = f"for pause in $(seq 0.20 0.01 0.50); do {ask} || exit 1; sleep $pause; done"
     assert gateway.run(["sh", "-c", script], timeout=120).stdout.split("\n")[:-1] == ["u 10"] * 31
@@ -206,7 +195,7 @@ def test_strangers_are_not_served_until_it_is_opened(lab: Lab, gateway: Host) ->
         refused = lab["producer"].run(ask, check=False)
         assert refused.returncode == 16
         assert "require_auth = false" in refused.stderr
-        gateway.write(_CONFIG, _OPEN)
+        gateway.write(CONFIG, _OPEN)
         gateway.run(["systemctl", "reload", "scistreamd"])
         gateway.wait_until(lambda: "reloaded" in gateway.journal("-u", "scistreamd"), "reloaded")
         assert "192.168.10.11:51" in lab["producer"].run(ask).stdout
