@@ -34,7 +34,7 @@ man:
 	python3 -B packaging/man/render.py build/man
 
 deb: setup
-	@PYTHON=.venv/bin/python python3 packaging/deb.py
+	@PYTHON=.venv/bin/python python3 -B packaging/deb.py
 
 rpm: setup
 	@PYTHON=.venv/bin/python python3 -B packaging/rpm.py

@@ -9,23 +9,21 @@ packaging/debian/control, and pip for $PYTHON (default: this Python) where libra
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-# Libraries that Debian lacks; packaging/vendor/pinned.txt has their versions.
+import source
+from source import ROOT
+
+# Libraries that Debian lacks.
 CARRIED = ("grpclib",)
-_CACHE = ROOT / ".cache" / "vendor"
-# No part of the source, like hidden files.
-_MADE = {"build", "dist", "__pycache__"}
-_BUILT = {".egg-info", ".so", ".pyc"}
+_DEBIAN = ROOT / "packaging" / "debian"
 _OURS = ("scistreamd_*", "scistreamd-doc_*", "scistream-client_*", "scistream-common_*")
+# .buildinfo and .changes tell of a build, not of the package.
+_KEPT = (".deb", ".dsc", ".tar.xz", ".tar.gz")
 
 
 def main(argv: list[str]) -> int:
@@ -33,111 +31,55 @@ def main(argv: list[str]) -> int:
     output = Path(argv[0] if argv else ROOT / "dist").resolve()
     os.umask(0o022)
     try:
-        subprocess.run([ROOT / "packaging" / "vendor" / "fetch", _CACHE, *CARRIED], check=True)
+        source.fetch(CARRIED)
         with tempfile.TemporaryDirectory(prefix="scistreamd-deb-") as scratch:
-            made = _build(Path(scratch))
-            _replace(output, made)
+            _build(Path(scratch), _upstream())
+            made = sorted(file for file in Path(scratch).iterdir() if file.name.endswith(_KEPT))
+            source.replace(output, _OURS, made)
     except subprocess.CalledProcessError as error:
-        words = error.cmd if isinstance(error.cmd, list) else [error.cmd]
-        print(f"make deb: {words[0]} failed (its output is above)", file=sys.stderr)
+        print(f"make deb: {error.cmd[0]} failed (its output is above)", file=sys.stderr)
         return 1
-    for file in sorted(output.glob("*.deb")):
-        print(file)
+    for file in made:
+        print(output / file.name)
     return 0
 
 
-def _build(scratch: Path) -> list[Path]:
-    """The files of the packages, built below ``scratch``."""
-    version = _version()
-    upstream = version.rpartition("-")[0]
-    epoch = int(_changelog("Timestamp"))
-    source = scratch / f"scistreamd-{upstream}"
-    original = scratch / f"scistreamd_{upstream}.orig.tar.xz"
-    _pack(original, source.name, epoch)
-    _unpack(original, source)
-    for name in CARRIED:
-        archive = scratch / f"scistreamd_{upstream}.orig-{name}.tar.gz"
-        shutil.copy(_archive(name), archive)
-        _unpack(archive, source / name)
-    shutil.copytree(source / "packaging" / "debian", source / "debian")
-    # Debian's own tools, whatever else the caller has.
-    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": str(scratch), "LC_ALL": "C.UTF-8"}
-    environment["SOURCE_DATE_EPOCH"] = str(epoch)
-    subprocess.run(
-        ["dpkg-buildpackage", "--unsigned-source", "--unsigned-changes", "--build=full"],
-        cwd=source,
-        env=environment,
-        check=True,
-        stdout=sys.stderr,
-    )
-    # .buildinfo and .changes tell of this build, not of the package.
-    return [file for file in scratch.iterdir() if file.name.endswith((".deb", ".dsc", ".tar.xz", ".tar.gz"))]
-
-
-def _version() -> str:
-    """The package's version; SystemExit where it is not that of the code."""
-    version = _changelog("Version")
-    text = (ROOT / "scistreamd" / "__init__.py").read_text()
-    code = re.search(r'^__version__ = "(.*)"$', text, re.MULTILINE)
-    if code is None or version.rpartition("-")[0] != code[1]:
-        found = code and code[1]
-        raise SystemExit(f"packaging/debian/changelog is for {version}, scistreamd is {found}: make them agree")
+def _upstream() -> str:
+    """The version without Debian's part; SystemExit where it is not that of the code."""
+    version = _changelog("Version").rpartition("-")[0]
+    if version != source.version():
+        raise SystemExit(f"packaging/debian/changelog is for {version}, scistreamd is {source.version()}")
     return version
 
 
 def _changelog(field: str) -> str:
-    words = ["dpkg-parsechangelog", "--file", str(ROOT / "packaging" / "debian" / "changelog"), "--show-field", field]
+    words = ["dpkg-parsechangelog", "--file", str(_DEBIAN / "changelog"), "--show-field", field]
     return subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
-def _pack(archive: Path, top: str, epoch: int) -> None:
-    """The source tree as a tarball that is the same wherever it is made."""
-
-    def plain(member: tarfile.TarInfo) -> tarfile.TarInfo:
-        member.uid = member.gid = 0
-        member.uname = member.gname = ""
-        member.mtime = epoch
-        member.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
-        return member
-
-    with tarfile.open(archive, "w:xz", format=tarfile.GNU_FORMAT) as tar:
-        for file in _sources(ROOT):
-            tar.add(file, f"{top}/{file.relative_to(ROOT)}", recursive=False, filter=plain)
-
-
-def _sources(directory: Path) -> Iterator[Path]:
-    """All below ``directory`` that is no hidden file and was not made by a build, in order."""
-    for path in sorted(directory.iterdir()):
-        if path.name.startswith(".") or path.suffix in _BUILT or path.name in _MADE:
-            continue
-        yield path
-        if path.is_dir():
-            yield from _sources(path)
-
-
-def _archive(name: str) -> Path:
-    """The library's release archive of the pinned version."""
-    pinned = (ROOT / "packaging" / "vendor" / "pinned.txt").read_text()
-    version = re.search(rf"^{re.escape(name)}==(\S+)", pinned, re.MULTILINE)
-    if version is None:
-        raise SystemExit(f"{name} is not in packaging/vendor/pinned.txt")
-    return _CACHE / f"{name}-{version[1]}.tar.gz"
+def _build(scratch: Path, upstream: str) -> None:
+    """Make the source tree and its tarballs in ``scratch``, and have the packages built there."""
+    epoch = _changelog("Timestamp")
+    tree = scratch / f"scistreamd-{upstream}"
+    original = scratch / f"scistreamd_{upstream}.orig.tar.xz"
+    source.pack(original, tree.name, int(epoch))
+    _unpack(original, tree)
+    for name in CARRIED:
+        component = scratch / f"scistreamd_{upstream}.orig-{name}.tar.gz"
+        shutil.copy(source.archive(name), component)
+        _unpack(component, tree / name)
+    shutil.copytree(tree / "packaging" / "debian", tree / "debian")
+    # Debian's own tools, whatever else the caller has.
+    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": str(scratch), "LC_ALL": "C.UTF-8"}
+    environment["SOURCE_DATE_EPOCH"] = epoch
+    words = ["dpkg-buildpackage", "--unsigned-source", "--unsigned-changes", "--build=full"]
+    subprocess.run(words, cwd=tree, env=environment, check=True, stdout=sys.stderr)
 
 
 def _unpack(archive: Path, place: Path) -> None:
     """As dpkg-source(1) does: without the archive's own top directory."""
     place.mkdir()
     subprocess.run(["tar", "-x", "-f", archive, "-C", place, "--strip-components=1", "--no-same-owner"], check=True)
-
-
-def _replace(output: Path, made: list[Path]) -> None:
-    """Put the files into the directory, in place of those of builds before."""
-    output.mkdir(parents=True, exist_ok=True)
-    for pattern in _OURS:
-        for old in output.glob(pattern):
-            old.unlink()
-    for file in made:
-        shutil.move(file, output / file.name)
 
 
 if __name__ == "__main__":

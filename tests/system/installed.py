@@ -9,7 +9,10 @@ from tests.system.host import Host
 
 CONFIG = "/etc/scistreamd/scistreamd.toml"
 DROP_INS = "/etc/systemd/system/scistreamd.service.d"
-_CLEAR = f"rm -rf /var/lib/scistreamd/* /run/scistreamd {DROP_INS}; find /etc/scistreamd -mindepth 1 ! -path {CONFIG} -delete"
+_CLEAR = f"""
+rm -rf /var/lib/scistreamd/* /run/scistreamd {DROP_INS}
+find /etc/scistreamd -mindepth 1 ! -path {CONFIG} -delete
+"""
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ def packages(trees: Trees) -> Path:
 
     def build(directory: Path) -> None:
         environment = {**os.environ, "PYTHON": sys.executable}  # has pip, which the machine's own may lack
-        call(["python3", ROOT / "packaging" / "deb.py", directory / "tree"], environment)
+        call(["python3", "-B", ROOT / "packaging" / "deb.py", directory / "tree"], environment)
 
     return trees.tree("packages", digest(*_sources()), "building scistreamd's Debian packages", build)
 
