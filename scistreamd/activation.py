@@ -9,11 +9,13 @@ import os
 import socket
 import time
 from collections.abc import MutableMapping
+from dataclasses import dataclass
 
 from sdnotify import SystemdNotifier
 
 from scistreamd.errors import Code, ScistreamError
 
+METRICS_NAME = "metrics"  # FileDescriptorName= of scistreamd-metrics.socket
 _FIRST_FD = 3
 _FAMILIES = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
 
@@ -23,32 +25,48 @@ def started_by_systemd(environment: MutableMapping[str, str]) -> bool:
     return environment.get("SYSTEMD_EXEC_PID") == str(os.getpid()) and os.geteuid() == 0
 
 
-def inherited_sockets(environment: MutableMapping[str, str]) -> list[socket.socket]:
-    """The listening sockets that systemd passed to this process, in order; none where it passed none.
+@dataclass(frozen=True)
+class Passed:
+    """The listening sockets that systemd passed to this process, in order: the control port's, those for metrics."""
+
+    control: tuple[socket.socket, ...] = ()
+    metrics: tuple[socket.socket, ...] = ()
+
+    @property
+    def every(self) -> tuple[socket.socket, ...]:
+        """All of them."""
+        return (*self.control, *self.metrics)
+
+
+def inherited_sockets(environment: MutableMapping[str, str]) -> Passed:
+    """The sockets that systemd passed to this process; none where it passed none.
 
     The variables are taken out of the environment, for they are about this
     process and no child. Raises ScistreamError(FAILED_PRECONDITION) for a
-    socket that no control port can be on; then all are closed.
+    socket that nothing can be served on; then all are closed.
     """
     process, count = environment.pop("LISTEN_PID", ""), environment.pop("LISTEN_FDS", "")
     names = environment.pop("LISTEN_FDNAMES", "").split(":")
     if process != str(os.getpid()) or not count.isdecimal():
-        return []
+        return Passed()
     passed = []
     for number in range(_FIRST_FD, _FIRST_FD + int(count)):
         os.set_inheritable(number, False)
         passed.append(socket.socket(fileno=number))
-    for index, each in enumerate(passed):
+    named = list(zip(passed, [*names, *[""] * len(passed)], strict=False))
+    for each, name in named:
         if problem := _unfit(each):
             for other in passed:
                 other.close()
-            name = names[index] if index < len(names) else str(_FIRST_FD + index)
             raise ScistreamError(
                 Code.FAILED_PRECONDITION,
-                f"the socket {name} that systemd passed {problem}",
+                f"the socket {name or each.fileno()} that systemd passed {problem}",
                 "the control port's sockets are ListenStream= lines of scistreamd.socket, with Accept=no",
             )
-    return passed
+    return Passed(
+        tuple(each for each, name in named if name != METRICS_NAME),
+        tuple(each for each, name in named if name == METRICS_NAME),
+    )
 
 
 def _unfit(passed: socket.socket) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import socket
@@ -11,7 +12,7 @@ import sys
 from argparse import Namespace
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from scistreamd import __version__
 from scistreamd.cli import output
@@ -20,7 +21,10 @@ from scistreamd.config import Settings
 from scistreamd.errors import Code, ScistreamError
 
 if TYPE_CHECKING:
-    from scistreamd.daemon import Plugged
+    from scistreamd.daemon import FrontDoor, Plugged
+    from scistreamd.gate import Gate
+    from scistreamd.interfaces import Counters
+    from scistreamd.manager import Manager
 
 _ABOUT = """\
 The SciStream control server (S2CS) as a service. systemd starts it:
@@ -105,10 +109,11 @@ def _serve(options: Namespace) -> int:
         notifier = Notifier(os.environ)
         undo.callback(notifier.close)
         try:
-            listeners = inherited_sockets(os.environ)
-            undo.callback(_turn_away, listeners)
-            _refuse_nothing_to_serve(listeners)
-            service = Service(lambda: _load(options), _certificate, listeners, notifier, _plug)
+            passed = inherited_sockets(os.environ)
+            undo.callback(_turn_away, passed.every)
+            _refuse_nothing_to_serve(passed.control)
+            plug = functools.partial(_plug, passed.metrics)
+            service = Service(lambda: _load(options), _certificate, passed.control, notifier, plug)
             return daemon.run_to_its_end(service.run())
         except ScistreamError as error:
             logging.getLogger("scistreamd.service").error("%s", error)
@@ -117,7 +122,9 @@ def _serve(options: Namespace) -> int:
 
 
 @contextlib.asynccontextmanager
-async def _plug(settings: Settings, reload: Callable[[], None]) -> AsyncIterator[Plugged]:
+async def _plug(
+    metrics: Sequence[socket.socket], settings: Settings, reload: Callable[[], None]
+) -> AsyncIterator[Plugged]:
     """What this host has beyond the parts of every gateway: the one place to plug it in."""
     from scistreamd.activation import started_by_systemd
     from scistreamd.daemon import Plugged, any_address
@@ -128,7 +135,7 @@ async def _plug(settings: Settings, reload: Callable[[], None]) -> AsyncIterator
             "not started by systemd as a service of this host: data servers are children, and end with the daemon"
         )
         async with kernel_traffic(settings, lasting=False) as traffic:
-            yield Plugged(traffic=traffic)
+            yield Plugged(traffic=traffic, doors=_metrics_doors(metrics))
         return
     from scistreamd.bus import Bus
     from scistreamd.bus_door import BusDoor
@@ -158,11 +165,36 @@ async def _plug(settings: Settings, reload: Callable[[], None]) -> AsyncIterator
                 doors=[
                     lambda manager, gate, counters: BusDoor(
                         bus, manager, gate, reload, any_address(), counters=counters
-                    )
+                    ),
+                    *_metrics_doors(metrics),
                 ],
             )
     finally:
         await systemd.close()
+
+
+def _metrics_doors(listeners: Sequence[socket.socket]) -> list[Callable[[Manager, Gate, Counters], FrontDoor]]:
+    """The door for Prometheus, where its socket was passed; the library is loaded for nobody else."""
+    if not listeners:
+        return []
+    from scistreamd.metrics_http import MetricsDoor
+
+    def door(manager: Manager, gate: Gate, counters: Counters) -> FrontDoor:
+        try:
+            from scistreamd.metrics import Metrics
+        except ModuleNotFoundError as problem:
+            missing = ScistreamError(
+                Code.UNAVAILABLE, f"metrics need Python's {problem.name}", "install python3-prometheus-client"
+            )
+            logging.getLogger("scistreamd.metrics").error("%s", missing)
+            return MetricsDoor(listeners, lambda accept: _refuse(missing))
+        return MetricsDoor(listeners, Metrics(manager, counters).text)
+
+    return [door]
+
+
+def _refuse(problem: ScistreamError) -> NoReturn:
+    raise problem
 
 
 def _load(options: Namespace) -> tuple[Settings, ssl.SSLContext]:

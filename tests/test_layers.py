@@ -25,7 +25,7 @@ ADAPTERS = {
     "activation", "capabilities", "configread", "controlcert", "certificate_watch",
     "store", "journal", "programs", "service_watch", "systemd1", "systemd_held", "systemd_launcher", "systemd_wire",
     "bus", "bus_wire", "polkit", "netlink", "nfttable", "nftmessages", "guard",
-    "counterbooks", "sockdiag",
+    "counterbooks", "sockdiag", "metrics", "metrics_http",
     "nft_dump", "host_view", "firewall", "firewalld",
 }  # fmt: skip
 # What a command line tool and the daemon do alike.

@@ -18,7 +18,7 @@ TESTS = [
     *(f"core/test_{name}.py" for name in ("keys", "wire", "introspection")),
     *(f"service/test_control_{name}.py" for name in ("calls", "hostile", "stop", "tls")),
     *(f"service/test_bus{name}.py" for name in ("", "_gateway", "_users", "_polkit")),
-    *(f"service/test_{name}.py" for name in ("cert", "restore", "s2ctl", "s2uc_legacy")),
+    *(f"service/test_{name}.py" for name in ("cert", "metrics", "restore", "s2ctl", "s2uc_legacy")),
 ]
 
 
