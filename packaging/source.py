@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "vendor"
 # No part of the source, like hidden files.
-_MADE = {"build", "dist", "__pycache__"}
+_MADE = {"build", "dist", "__pycache__", "node_modules"}
 
 
 def version() -> str:

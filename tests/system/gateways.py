@@ -30,10 +30,6 @@ def shown(host: Host, name: str, unit: str = "scistreamd.service") -> str:
 @contextlib.contextmanager
 def gateway(host: Host, configuration: str = "") -> Iterator[Host]:
     """The host with this configuration, its control port open for callers; at the end as it was, and nothing left."""
-    if host.run(["systemctl", "cat", "scistreamd.socket"], check=False).returncode:
-        from tests.system.test_operator_docs import _installed
-
-        _installed(host)
     host.run(["mkdir", "-p", SITE.rpartition("/")[0]])
     host.write(SITE, configuration)
     host.run(["systemctl", "start", "scistreamd.socket"])
