@@ -55,6 +55,9 @@ class Tunnels(Protocol):
     async def extend(self, grant: Grant, tunnel_id: str, seconds: int) -> TunnelView:
         """Set the lifetime from now on; 0: no end."""
 
+    async def hold_to(self, grant: Grant, tunnel_id: str, rate: int) -> TunnelView:
+        """Hold the tunnel to another rate in kB/s, 0: to none."""
+
     async def end(self, grant: Grant, tunnel_id: str, drain: float) -> None:
         """Release."""
 
@@ -278,10 +281,16 @@ class BusApi:
         if not targets and not given:
             raise invalid("targets", "empty, and no option to change", "at least one HOST:PORT, or rate, or lifetime")
         grant = await self._allowed(call, trail, Verb.UPDATE, tunnel_id)
-        if change.rate not in (None, self._tunnels.view(tunnel_id).rate):
-            raise ScistreamError(Code.UNIMPLEMENTED, "rate: this version cannot change it", "make a new tunnel")
+        before = self._tunnels.view(tunnel_id).rate
+        if change.rate is not None:
+            await self._tunnels.hold_to(grant, tunnel_id, change.rate)
         if targets:
-            await self._tunnels.retarget(grant, tunnel_id, targets)
+            try:
+                await self._tunnels.retarget(grant, tunnel_id, targets)
+            except ScistreamError:
+                if change.rate is not None:
+                    await self._tunnels.hold_to(grant, tunnel_id, before)
+                raise
         if change.lifetime is not None:
             await self._tunnels.extend(grant, tunnel_id, change.lifetime)
         return ()

@@ -62,6 +62,9 @@ class Settings:
     is the attached and the private networks. ``policy``: the rules, the first that fits decides.
     ``administrators``: who may change other people's tunnels, None is nobody on the control port.
     ``idle_timeout``: seconds without a connection after which a tunnel ends; 0 is never.
+    ``rate_default``: kB/s for tunnels whose request names no rate, 0: no limit;
+    ``rate_enforce``: the rate that SciStream 1.2 clients always send counts.
+    ``capacity``: kB/s in each direction for all tunnels together, 0: nobody counts.
     ``idle_exit``: seconds without anything to do after which scistreamd ends; 0 is never.
     """
 
@@ -73,6 +76,9 @@ class Settings:
     default_security: Security = Security.TLS
     allowed_security: frozenset[Security] = frozenset({Security.TLS})
     times: Times = field(default_factory=Times)
+    rate_default: int = 0
+    rate_enforce: bool = False
+    capacity: int = 0
     quotas: Quotas = field(default_factory=Quotas)
     tuning: Tuning = field(default_factory=Tuning)
     control: Control = field(default_factory=Control)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from scistreamd import dataserver, rulefile
+from scistreamd import capacity, dataserver, rulefile
 from scistreamd.config import FirewallMode, Settings
 from scistreamd.model import PortRange, Security, parse_address
 
@@ -176,6 +176,7 @@ _WHO = Kind(
     rulefile.who_toml,
     detailed=True,
 )
+_CAPACITY = Kind(capacity.EXPECTED, lambda value: capacity.parse(_text(value)), lambda kb: _quoted(capacity.shown(kb)))
 _SIZE = _whole(1024, 1 << 30)
 _COUNT = _whole(1, 1_000_000)
 _SOON = _seconds(0.1, 3600)
@@ -226,6 +227,14 @@ KEYS: tuple[Key, ...] = (
         restart=True,
     ),
     Key("log.level", "log_level", _LEVEL, "the least important lines that are logged"),
+    Key(
+        "rate.default",
+        "rate_default",
+        _whole(0, 1_000_000_000),
+        "kB/s for tunnels whose request names none; 0: no limit",
+    ),
+    Key("rate.enforce", "rate_enforce", _BOOLEAN, "enforce the rate that SciStream 1.2 clients send, asked for or not"),
+    _same("capacity", _CAPACITY, "what all tunnels may have together, in each direction; rates are reserved from it"),
     _same("quotas.ports_per_request", _whole(1, 65535), "listeners in one request"),
     _same("quotas.tunnels_per_peer", _COUNT, "tunnels of one address, or of one user of this host by D-Bus, at a time"),
     _same("quotas.pending", _COUNT, "requests that wait for hello or update, of all peers together"),

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
+from scistreamd.errors import Code, ScistreamError
 from scistreamd.interfaces import Bind, Flow, Traffic
 from scistreamd.tunnel import Tunnel
 
@@ -35,6 +36,8 @@ class Flows:
         Raises ScistreamError where one cannot; then all are as they were.
         """
         if not self._parts:
+            if rate or tunnel.rate:
+                raise ScistreamError(Code.UNIMPLEMENTED, "rate: nothing here can enforce it", "leave the rate out")
             return
         flow = await self._flow(tunnel)
         flow = replace(

@@ -12,6 +12,7 @@ from scistreamd.firewalld import Firewalld
 from scistreamd.guard import Guard
 from scistreamd.interfaces import Traffic
 from scistreamd.nfttable import NftTable
+from scistreamd.rates import Rates
 
 _TABLE = "scistream"
 
@@ -27,6 +28,6 @@ async def kernel_traffic(settings: Settings, *, lasting: bool) -> AsyncIterator[
     try:
         firewalld = Firewalld(settings.port_range) if settings.firewall is FirewallMode.MANAGE else None
         # The firewall last: it is judged with the rules of ours.
-        yield Guard(table), Firewall(settings.firewall, settings.port_range, firewalld)
+        yield Guard(table), Rates(table), Firewall(settings.firewall, settings.port_range, firewalld)
     finally:
         await table.close()

@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from scistreamd import capacity
 from scistreamd.books import Books, is_worth_keeping, remaining
 from scistreamd.config import Settings
 from scistreamd.dataserver import DataServerType
@@ -169,6 +170,16 @@ class Manager:
         seconds = rule.ceilings.lifetime_of(seconds)
         await self._shielded(self._set_lifetime(tunnel, seconds))
         self._registry.changed(tunnel)
+        return view_of(tunnel)
+
+    async def hold_to(self, grant: Grant, tunnel_id: str, rate: int) -> TunnelView:
+        """Hold a tunnel to another rate in kB/s from now on, 0: to none; its streams go on.
+
+        Raises RESOURCE_EXHAUSTED or INVALID_ARGUMENT by the gateway's
+        capacity, FAILED_PRECONDITION where the rate cannot be enforced.
+        """
+        tunnel = self._registry.known(tunnel_id)
+        await self._shielded(self._hold_to(tunnel, rate or self._settings.rate_default))
         return view_of(tunnel)
 
     async def end(self, grant: Grant, tunnel_id: str, drain: float) -> None:
@@ -350,6 +361,7 @@ class Manager:
         tunnel.options = rule.ceilings.limit(tunnel.options)
         tunnel.rate = tunnel.options.rate
         tunnel.ports_within = rule.listeners
+        capacity.check(self._settings.capacity, self._reserved_rate(), tunnel.rate)
         self._enter(tunnel)
         try:
             launcher = self._planner.launcher_of(tunnel.type)
@@ -517,6 +529,27 @@ class Manager:
             self._limit(tunnel, seconds, "its lifetime is over")
         else:
             tunnel.set_timer(None)
+
+    async def _hold_to(self, tunnel: Tunnel, rate: int) -> None:
+        async with tunnel.busy:
+            if tunnel.state not in (State.READY, State.ACTIVE):
+                raise ScistreamError(Code.FAILED_PRECONDITION, f"rate: the tunnel is {tunnel.state.value}")
+            if rate == tunnel.rate:
+                return
+            capacity.check(self._settings.capacity, self._reserved_rate() - tunnel.rate, rate)
+            before, tunnel.rate = tunnel.rate, rate
+            try:
+                await self._flows.apply(tunnel)
+                self._books.save(tunnel)
+            except BaseException:
+                tunnel.rate = before
+                raise
+        self._registry.changed(tunnel)
+        _log.info("its rate is %s", f"{rate} kB/s" if rate else "not limited", extra={"tunnel": tunnel.id})
+
+    def _reserved_rate(self) -> int:
+        over = (State.FAILED, State.RELEASING)
+        return sum(tunnel.rate for tunnel in self._registry if tunnel.state not in over)
 
     def _told(self, tunnel: Tunnel) -> Told:
         def ended(why: str) -> None:

@@ -269,7 +269,8 @@ class Listen:
 class Options:
     """What a caller may ask for beyond the SciStream 1.2 protocol; None or empty: the gateway's default.
 
-    ``rate`` (kB/s) is set only where the caller wants it enforced, ``lifetime``
+    ``rate`` (kB/s) is set only where the caller wants it enforced, ``sent_rate``
+    is what a SciStream 1.2 client sends without asking for that; ``lifetime``
     is in seconds, ``exact_ports`` makes a wished port that is not to be had an error;
     ``connections`` is how many streams it may have at a time, 0: as the gateway's settings say.
     """
@@ -281,6 +282,7 @@ class Options:
     allow_from: tuple[IPNetwork, ...] = ()
     exact_ports: bool = False
     rate: int = 0
+    sent_rate: int = 0
     listen: tuple[Listen, ...] = ()
     connections: int = 0
 

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from scistreamd.netattributes import attributes
+
 NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12
 REQUEST, ACK, DUMP, EXCL, CREATE, APPEND = 0x1, 0x4, 0x300, 0x200, 0x400, 0x800
 
@@ -38,19 +40,6 @@ def encoded(message: Any) -> bytes:
     """The body of one of pyroute2's messages."""
     message.encode()
     return bytes(message.data[_HEADER.size :])
-
-
-def attribute(kind: int, payload: bytes) -> bytes:
-    """One attribute (netlink(7)): what pyroute2 does too, where there are so many that its speed matters."""
-    return struct.pack("=HH", 4 + len(payload), kind) + payload + bytes(-len(payload) % 4)
-
-
-def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """The attributes that follow each other in ``data``, by number."""
-    while len(data) >= 4:
-        length, kind = struct.unpack_from("=HH", data)
-        yield kind & 0x3FFF, data[4:length]
-        data = data[max(4, length + 3 & ~3) :]
 
 
 class Refused(OSError):

@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from scistreamd.errors import Code, ScistreamError
-from scistreamd.netlink import DUMP, NETLINK_NETFILTER, Netlink, Refused, attribute
+from scistreamd.netattributes import attribute
+from scistreamd.netlink import DUMP, NETLINK_NETFILTER, Netlink, Refused
 from scistreamd.nft.attributes import entries, number, table
 from scistreamd.nft.decode import FAMILIES, Dump, Message, tables
 from scistreamd.nft.ruleset import Ruleset

@@ -12,12 +12,13 @@ from typing import Any
 from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_NFTABLES, nfgen_msg
 from pyroute2.netlink.nfnetlink import nftsocket as nft
 
-from scistreamd.netlink import APPEND, CREATE, Order, attribute, encoded
+from scistreamd.netattributes import attribute
+from scistreamd.netlink import APPEND, CREATE, Order, encoded
 from scistreamd.nftrules import Byte, Chain, Expression, Map, Rule, Section, Verdict
 
 GETTABLE, GETCHAIN = nft.NFT_MSG_GETTABLE, nft.NFT_MSG_GETCHAIN
 GETRULE, GETSET = nft.NFT_MSG_GETRULE, nft.NFT_MSG_GETSET
-GETGEN, GETOBJ = nft.NFT_MSG_GETGEN, nft.NFT_MSG_GETOBJ
+GETOBJ, GETSETELEM = nft.NFT_MSG_GETOBJ, nft.NFT_MSG_GETSETELEM
 
 EDGES = (0x10, 0x11)  # NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END
 MARK = b"\x00\x0bscistreamd\x00"  # a comment, as libnftnl writes one: type, length, text
@@ -27,8 +28,8 @@ _HEADER = bytes([_INET, 0, 0, 0])  # struct nfgenmsg
 _ACCEPT = 1
 _MAP, _TIMEOUT, _EVAL = 0x8, 0x10, 0x20
 _COUNTER = 1  # NFT_OBJECT_COUNTER
-# How nft(8) prints our maps: an integer and an IPv4 or IPv6 address, by the length of the key; class ids.
-_KEY_TYPES, _CLASSID = {8: 4 << 6 | 7, 20: 4 << 6 | 8}, 23
+# How nft(8) prints our maps, by the length of the key: an interface; an integer and an address; class ids.
+_KEY_TYPES, _CLASSID = {4: 20, 8: 4 << 6 | 7, 20: 4 << 6 | 8}, 23
 
 
 def _with(kind: Any, **changes: str) -> Any:
@@ -59,7 +60,6 @@ ChainMessage = _with(nft.nft_chain_msg, NFTA_CHAIN_FLAGS="be32", NFTA_CHAIN_USER
 SetMessage = _with(nft.nft_set_msg, NFTA_SET_FLAGS="be32", NFTA_SET_TIMEOUT="be64", NFTA_SET_USERDATA="cdata")
 # To read names alone: what else is in them may be of a kernel that pyroute2 does not know.
 PlainRule = _with(nft.nft_rule_msg, NFTA_RULE_EXPRESSIONS="cdata", NFTA_RULE_USERDATA="cdata")
-Generation = nft.nft_gen_msg
 
 
 def edge() -> bytes:
@@ -146,6 +146,11 @@ def new_counter(table: str, name: str) -> Order:
 def delete_counter(table: str, name: str) -> Order:
     """Remove a counter that no rule uses."""
     return Order(message(Object, table=table, name=name, type=_COUNTER), kind(nft.NFT_MSG_DELOBJ), 0)
+
+
+def elements(table: str, name: str) -> bytes:
+    """Ask for the elements of a map."""
+    return message(nft.nft_set_elem_list_msg, table=table, set=name)
 
 
 @functools.lru_cache(maxsize=1 << 16)  # most rules are the same in the next transaction

@@ -228,6 +228,13 @@ def set_remembered_priority(version: int, name: str) -> Expressions:
     return *_connection(version), found, _step("meta", key=_PRIORITY, sreg=_REGISTER)
 
 
+def note_interface(name: str) -> Expressions:
+    """Note in the map, with keys of four bytes, which interface the packet would leave by."""
+    number = _step("immediate", dreg=_PARTS + 8, data=bytes(4))
+    load = _step("meta", dreg=_PARTS + 4, key=_OIF)
+    return load, number, _step("dynset", set_name=name, op=0, sreg_key=_PARTS + 4, sreg_data=_PARTS + 8)
+
+
 def count(name: str) -> Expressions:
     """Count the packet by a named counter."""
     return (_step("objref", imm_type=_COUNTER, imm_name=name),)

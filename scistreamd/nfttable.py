@@ -15,13 +15,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from scistreamd.errors import Code, ScistreamError
-from scistreamd.netlink import NETLINK_NETFILTER, Netlink, Refused, attribute, attributes
+from scistreamd.netattributes import attribute, attributes
+from scistreamd.netlink import NETLINK_NETFILTER, Netlink, Refused
 from scistreamd.nftrules import Chain, Map, Section
 
 _T = TypeVar("_T")
 _TRIES = 3
 _LOOK_SECONDS = 1.0
-_GETTABLE, _GETGEN = 0xA01, 0xA10  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETTABLE and NFT_MSG_GETGEN
+# NFNL_SUBSYS_NFTABLES, NFT_MSG_GETTABLE, NFT_MSG_GETCHAIN and NFT_MSG_GETGEN
+_GETTABLE, _GETCHAIN, _GETGEN = 0xA01, 0xA04, 0xA10
 _INET, _EDGE = bytes([1, 0, 0, 0]), bytes([0, 0, 0, 10])  # struct nfgenmsg
 _ABSENT = (errno.ENOENT, errno.EEXIST)
 
@@ -97,6 +99,14 @@ class NftTable:
     async def chains(self) -> dict[str, int]:
         """The chains that are there, with how many rules each has."""
         return await self._run(self._rules)
+
+    async def keys(self, name: str) -> list[bytes]:
+        """The keys that are in a map of ours now; none where there is no such map."""
+        return await self._run(self._keys, name)
+
+    async def every_chain(self, prefix: str) -> list[str]:
+        """The names of the chains in all tables of the family inet whose names begin like this, ours among them."""
+        return await self._run(self._every_chain, prefix)
 
     async def generation(self) -> int:
         """A number that changes with every change of anybody to this network namespace's rules."""
@@ -200,11 +210,31 @@ class NftTable:
             counts[name] = counts.get(name, 0) + 1
         return counts
 
+    def _keys(self, name: str) -> list[bytes]:
+        from scistreamd import nftmessages as messages  # noqa: PLC0415
+
+        try:
+            asked = messages.elements(self.name, name)
+            answers = self._connection.dump(asked, messages.kind(messages.GETSETELEM), Attributes)
+        except Refused as problem:
+            if problem.errno != errno.ENOENT:
+                raise
+            return []
+        # NFTA_SET_ELEM_LIST_ELEMENTS, each with NFTA_SET_ELEM_KEY and its NFTA_DATA_VALUE
+        lists = [each.found.get(3, b"") for each in answers]
+        keys = [dict(attributes(element)).get(1, b"") for each in lists for _, element in attributes(each)]
+        return [dict(attributes(key))[1] for key in keys]
+
     # Without pyroute2, which takes a third of a second to load: most daemons never have any of this to do.
 
     def _generation(self) -> int:
         [answer] = self._connection.dump(_EDGE, _GETGEN, Attributes, flags=0)
         return int.from_bytes(answer.found[1], "big")  # NFTA_GEN_ID
+
+    def _every_chain(self, prefix: str) -> list[str]:
+        found = [each.found for each in self._connection.dump(_INET, _GETCHAIN, Attributes)]
+        # NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME
+        return [each[3].rstrip(b"\0").decode() for each in found if each[1].startswith(prefix.encode())]
 
     def _exists(self) -> bool:
         name = attribute(1, self.name.encode() + b"\0")  # NFTA_TABLE_NAME

@@ -32,10 +32,9 @@ class Planner:
     def tunnel(self, caller: Caller, uid: Uid, role: Role, count: int, options: Options) -> Tunnel:
         """A tunnel that holds nothing yet.
 
-        Raises UNIMPLEMENTED, INVALID_ARGUMENT, PERMISSION_DENIED, or
+        Raises INVALID_ARGUMENT, PERMISSION_DENIED, or
         FAILED_PRECONDITION where its data server cannot run here.
         """
-        self._refuse_unenforced(options)
         kind = dataserver.parse_type(options.data_server or self.settings.default_type)
         launcher = self.launcher_of(kind)
         if problem := launcher.missing(kind.server):
@@ -46,6 +45,7 @@ class Planner:
             count=count,
             options=options,
             type=kind,
+            rate=self.rate(options),
             security=self.gate.security(options.security, kind.server.securities),
             owner=caller,
             shown_host=self.settings.advertise or caller.reached or self.any_address,
@@ -59,10 +59,10 @@ class Planner:
         tuning = self.settings.tuning
         return replace(tuning, connections=min(options.connections or tuning.connections, tuning.connections))
 
-    @staticmethod
-    def _refuse_unenforced(options: Options) -> None:
-        if options.rate:
-            raise _unimplemented("rate", "leave the rate out, or 0, which means no limit")
+    def rate(self, options: Options) -> int:
+        """The rate of a tunnel in kB/s: as asked for, or as the operator configured; 0: no limit."""
+        sent = options.sent_rate if self.settings.rate_enforce else 0
+        return options.rate or sent or self.settings.rate_default
 
     def address(self, tunnel: Tunnel) -> IPAddress:
         """Where the tunnel's listeners are to be; an outbound one, which is plain, never gets a wildcard."""
@@ -88,7 +88,3 @@ class Planner:
                 "set listen.outbound to the address that the application dials",
             )
         return tunnel.owner.reached
-
-
-def _unimplemented(name: str, hint: str) -> ScistreamError:
-    return ScistreamError(Code.UNIMPLEMENTED, f"{name}: this version cannot enforce it", hint)

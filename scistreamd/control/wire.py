@@ -137,6 +137,7 @@ def parse_options(metadata: Metadata, rate: int = 0) -> Options:
         allow_from=_networks(found[ALLOW_FROM]) if ALLOW_FROM in found else (),
         exact_ports=_flag(found[EXACT_PORTS], EXACT_PORTS) if EXACT_PORTS in found else False,
         rate=rate if enforce else 0,
+        sent_rate=0 if enforce else rate,
     )
 
 

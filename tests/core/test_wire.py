@@ -45,7 +45,7 @@ def refusal(call: Any, *arguments: Any) -> ScistreamError:
 
 def test_a_request_of_an_old_client() -> None:
     call = wire.parse_req(request(num_conn=3), [("authorization", "INVALID_TOKEN"), ("user-agent", "grpc-python")])
-    assert call == wire.ReqCall(Uid.parse(UID), Role.PROD, 3, Options())
+    assert call == wire.ReqCall(Uid.parse(UID), Role.PROD, 3, Options(sent_rate=10000))
 
 
 def test_every_option() -> None:

@@ -279,6 +279,11 @@ class Tunnels:
         self.change(ChangeKind.CHANGED, replace(self.view(tunnel_id), expires_usec=seconds * 1_000_000))
         return self.view(tunnel_id)
 
+    async def hold_to(self, grant: Grant, tunnel_id: str, rate: int) -> TunnelView:
+        self.calls.append(("hold_to", grant, tunnel_id, rate))
+        self.change(ChangeKind.CHANGED, replace(self.view(tunnel_id), rate=rate))
+        return self.view(tunnel_id)
+
     async def end(self, grant: Grant, tunnel_id: str, drain: float) -> None:
         self.calls.append(("end", grant, tunnel_id, drain))
         self.change(ChangeKind.REMOVED, replace(self.view(tunnel_id), state=State.RELEASING))

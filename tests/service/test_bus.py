@@ -198,10 +198,11 @@ async def test_update(scene: Door, client: Client) -> None:
     assert (await client.properties(path, names.TUNNEL))["ExpiresUSec"] == 90_000_000
     assert [call[0] for call in scene.tunnels.calls] == ["create", "retarget", "extend"]
     assert await client.tunnel(path, "Update", "asa{sv}", [], {"rate": variant("t", 0)}) == []
-    await refusal(client.tunnel(path, "Update", "asa{sv}", [], {"rate": variant("t", 5)}), Code.UNIMPLEMENTED)
+    assert await client.tunnel(path, "Update", "asa{sv}", [], {"rate": variant("t", 5)}) == []
+    assert (await client.properties(path, names.TUNNEL))["Rate"] == 5
     await refusal(client.tunnel(path, "Update", "asa{sv}", [], {}), Code.INVALID_ARGUMENT)
     await refusal(client.tunnel(path, "Update", "asa{sv}", [], {"label": variant("s", "x")}), Code.INVALID_ARGUMENT)
-    assert len(scene.tunnels.calls) == 3
+    assert [call[0] for call in scene.tunnels.calls[3:]] == ["hold_to", "hold_to"]
 
 
 async def test_methods_of_a_tunnel_that_has_ended(scene: Door, client: Client) -> None:

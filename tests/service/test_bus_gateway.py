@@ -176,8 +176,6 @@ async def test_other_front_doors_are_told_of_and_options_are_obeyed(scene: Scene
     await scene.client.hears("InterfacesAdded")
     with pytest.raises(Refused, match=names.error_name(Code.RESOURCE_EXHAUSTED)):
         await scene.client.manager("CreateInbound", "asa{sv}", ["192.0.2.1:5001"], listen)
-    with pytest.raises(Refused, match=names.error_name(Code.UNIMPLEMENTED)):
-        await scene.client.manager("CreateInbound", "asa{sv}", ["192.0.2.1:5001"], {"rate": variant("t", 5)})
     with pytest.raises(Refused, match=names.error_name(Code.PERMISSION_DENIED)):
         await scene.client.manager("CreateInbound", "asa{sv}", ["192.0.2.1:5001"], {"security": variant("s", "none")})
     grant = scene.gateway.gate.admit(Caller("test", peer=LOOPBACK, reached=LOOPBACK), Verb.RELEASE)

@@ -312,7 +312,6 @@ async def test_what_comes_out_of_turn() -> None:
 @pytest.mark.parametrize(
     ("options", "code", "field"),
     [
-        (Options(rate=1000), Code.UNIMPLEMENTED, "rate"),
         (Options(data_server="S2DS"), Code.INVALID_ARGUMENT, "type"),
         (Options(security=Security.NONE), Code.PERMISSION_DENIED, "security"),
     ],

@@ -100,4 +100,3 @@ async def test_a_stream_from_s2ctl_to_s2ctl(tmp_path: Path, capsys: pytest.Captu
             assert await run(address, "list", "-q") == ""
             assert "10 of 10 free." in await run(address, "check")
         await run(producer, "show", inbound["id"], status=Code.NOT_FOUND.exit_status)
-        await run(producer, "inbound", first, "--rate", "5", status=Code.UNIMPLEMENTED.exit_status)
