@@ -18,8 +18,8 @@ MAPPED = bytes(10) + b"\xff\xff"
 class Sock(NamedTuple):
     """One connected socket. Addresses are 16 bytes, those of IPv4 mapped (RFC 4291, 2.5.5.2).
 
-    ``owner``: user id and control group of who opened or accepted it; both are 0 for
-    one that has ended. ``attached``: a program has it (it is neither waiting to be accepted,
+    ``owner``: the user id of who opened or accepted it, 0 for one that has ended (not its control group: that of an
+    accepted socket is of who made the listener). ``attached``: a program has it (it is neither waiting to be accepted,
     nor left to the kernel to finish). ``acked``, ``sent`` (without what was sent
     again), ``received``, ``unread``, ``unsent``: bytes, some with SYN and FIN, see `payload`.
     """
@@ -30,7 +30,7 @@ class Sock(NamedTuple):
     local_port: int
     remote: bytes
     remote_port: int
-    owner: tuple[int, int]
+    owner: int
     attached: bool
     acked: int
     received: int

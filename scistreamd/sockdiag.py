@@ -12,7 +12,6 @@ import errno
 import os
 import socket
 import struct
-import sys
 from collections.abc import Iterator
 
 from scistreamd.errors import Code, ScistreamError
@@ -31,7 +30,6 @@ _ERROR, _DONE, _BY_FAMILY = 2, 3, 20
 _REQUEST_DUMP = 0x301  # NLM_F_REQUEST | NLM_F_DUMP
 _REQUEST = struct.Struct("=BBBxI48x")  # struct inet_diag_req_v2
 _INFO = 2  # INET_DIAG_INFO
-_CGROUP = 21  # INET_DIAG_CGROUP_ID
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _STATES = sum(1 << state for state in CARRYING)
 
@@ -141,7 +139,7 @@ def _sock(message: memoryview) -> Sock | None:
     (family, state, local_port, remote_port, local, remote, _, cookie, unread, unsent, user, inode) = (
         _MESSAGE.unpack_from(message)
     )
-    info, group = _attributes(message[_MESSAGE.size :])
+    info = _info(message[_MESSAGE.size :])
     if info is None:
         return None
     if len(info) < _TCP_INFO.size:
@@ -150,19 +148,17 @@ def _sock(message: memoryview) -> Sock | None:
     if family == socket.AF_INET:
         local, remote = MAPPED + local[:4], MAPPED + remote[:4]
     return Sock(
-        cookie, state, local, socket.ntohs(local_port), remote, socket.ntohs(remote_port), (user, group), inode != 0,
+        cookie, state, local, socket.ntohs(local_port), remote, socket.ntohs(remote_port), user, inode != 0,
         acked, received, sent - again, unread, unsent, out, into, retransmits, rtt, cwnd, delivery_rate,
     )  # fmt: skip
 
 
-def _attributes(data: memoryview) -> tuple[memoryview | None, int]:
-    """INET_DIAG_INFO where it is there, and INET_DIAG_CGROUP_ID, else 0."""
-    info, group, offset = None, 0, 0
+def _info(data: memoryview) -> memoryview | None:
+    """INET_DIAG_INFO, where it is there."""
+    offset = 0
     while offset + _ATTRIBUTE.size <= len(data):
         length, kind = _ATTRIBUTE.unpack_from(data, offset)
         if kind == _INFO:
-            info = data[offset + _ATTRIBUTE.size : offset + length]
-        elif kind == _CGROUP:
-            group = int.from_bytes(data[offset + _ATTRIBUTE.size : offset + length], sys.byteorder)
+            return data[offset + _ATTRIBUTE.size : offset + length]
         offset += (max(length, _ATTRIBUTE.size) + 3) & ~3
-    return info, group
+    return None

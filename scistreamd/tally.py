@@ -26,7 +26,7 @@ class Tally:
     def __init__(self) -> None:
         self._sums: dict[str, Sums] = {}
         self._legs: dict[int, Leg] = {}
-        self._owners: dict[tuple[int, int], set[str]] = {}
+        self._owners: dict[int, set[str]] = {}
         self._listeners: dict[int, list[tuple[bytes | None, str]]] = {}
         self._targets: dict[tuple[bytes, int], set[str]] = {}
         self._strays: dict[int, tuple[float, Sock]] = {}

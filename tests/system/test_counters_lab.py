@@ -1,0 +1,70 @@
+"""What tunnels carry, as packaged: in the daemon's sandbox, through restarts and kills of it, exact to the byte."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import Any
+
+import pytest
+
+from tests.system.gateways import TYPES, Field, Stream, field_of, one, restarted
+from tests.system.host import Host
+from tests.system.lab import Lab
+
+pytestmark = pytest.mark.timeout(600)  # the first lab of a machine builds the base tree
+
+_MIB = 1 << 20
+_GREETING = 5  # bytes that the application says first
+
+
+def sides(field: Field, stream: Stream) -> list[tuple[Host, str]]:
+    return [(field.near, stream.inbound), (field.far, stream.outbound)]
+
+
+def ended(field: Field, stream: Stream) -> tuple[int, int]:
+    """End the stream; the bytes that its client has sent, and those that came back with the application's greeting."""
+    stream.client.send(15)
+    field.lab["consumer"].wait_until(lambda: "went" in stream.client.output(), f"{stream.kind} whole")
+    _, sent, _, _, received, _ = stream.client.output().split("\n")[1].split()
+    return int(sent), int(received) + _GREETING
+
+
+def files(host: Host) -> list[str]:
+    return host.run(["ls", "/var/lib/scistreamd/counters"]).stdout.split()
+
+
+def carried(shown: dict[str, Any]) -> tuple[int, int]:
+    return shown["bytes_in"], shown["bytes_out"]
+
+
+def test_exact_through_restarts_and_kills_of_the_daemon(lab: Lab) -> None:
+    """Three types with one target, so that their connections are told apart by their owners."""
+    with field_of(lab) as field, contextlib.ExitStack() as ends:
+        for kind in TYPES:
+            field.start(kind, ends)
+        for stream in field.streams:
+            for host, tunnel in sides(field, stream):
+                host.wait_until(lambda: one(host, tunnel)["bytes_out"] > _MIB, f"live: {one(host, tunnel)}")  # noqa: B023
+                shown = one(host, tunnel)
+                assert (shown["connections"], shown["connections_total"]) == (1, 1)
+                assert shown["wan_connections"] == 1
+                assert shown["wan_rtt_usec"] > 0
+                assert shown["wan_cwnd"] > 0
+                assert shown["wan_bytes_in"] > shown["bytes_in"] - _MIB
+        restarted(field.near, ["systemctl", "kill", "-s", "KILL", "scistreamd"])
+        restarted(field.far, ["systemctl", "restart", "scistreamd"])
+        [batch] = field.far.run(["s2ctl", "top", "-n1", "--json=short"]).stdout.splitlines()
+        assert [each["connections"] for each in json.loads(batch)["tunnels"]] == [1, 1, 1]
+        exact = {stream.kind: ended(field, stream) for stream in field.streams}
+        for stream in field.streams:
+            for host, tunnel in sides(field, stream):
+                whole = exact[stream.kind]
+                host.wait_until(lambda: carried(one(host, tunnel)) == whole, f"{whole} exactly")  # noqa: B023
+                shown = one(host, tunnel)
+                assert (shown["connections_total"], shown["estimated"]) == (1, False)
+        for host in (field.near, field.far):
+            assert "not counted" not in host.journal("-u", "scistreamd")
+            host.wait_until(lambda: len(files(host)) == 3, "written down")  # noqa: B023
+            host.run(["s2ctl", "release", "--all", "-q"])
+            assert files(host) == []
