@@ -13,10 +13,10 @@ _CONTROL = Path(__file__).parent.parent.parent / "packaging" / "debian" / "contr
 PACKAGES = (
     "systemd,systemd-sysv,dbus,polkitd,libpam-systemd,bash-completion,less,"
     "iproute2,iputils-ping,procps,nftables,openssl,iperf,iperf3,"
-    "haproxy,nginx-light,libnginx-mod-stream,stunnel4,python3,python3-venv"
+    "openssh-server,openssh-client,haproxy,nginx-light,libnginx-mod-stream,stunnel4,python3,python3-venv"
 )
-# The distribution's own proxies stay off, and nothing starts by the clock in the middle of a test.
-_DISABLED = "haproxy.service nginx.service stunnel.target"
+# The distribution's own services stay off, and nothing starts by the clock in the middle of a test.
+_DISABLED = "haproxy.service nginx.service stunnel.target ssh.service"
 _MASKED = (
     "apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service "
     "fstrim.timer console-getty.service"
