@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from tests.system.host import Host, Running
+from tests.system.installed import DROP_INS, as_installed
 from tests.system.lab import Lab
 
 SITE = "/etc/scistreamd/scistreamd.toml.d/test.toml"
 STATE = "/var/lib/scistreamd"
-DROP_IN = "/run/systemd/system/scistreamd.service.d/test.conf"
+DROP_IN = f"{DROP_INS}/test.conf"
 TYPES = ("Haproxy", "Nginx", "Stunnel")
 INBOUND_ADDRESS, OUTBOUND_ADDRESS, PRODUCER = "192.168.10.11", "192.168.30.10", "192.168.10.10"
 APPLICATION, OTHER_APPLICATION = 7001, 7002
@@ -30,19 +31,12 @@ def shown(host: Host, name: str, unit: str = "scistreamd.service") -> str:
 @contextlib.contextmanager
 def gateway(host: Host, configuration: str = "") -> Iterator[Host]:
     """The host with this configuration, its control port open for callers; at the end as it was, and nothing left."""
-    host.run(["mkdir", "-p", SITE.rpartition("/")[0]])
-    host.write(SITE, configuration)
-    host.run(["systemctl", "start", "scistreamd.socket"])
-    try:
+    with as_installed(host):
+        host.run(["mkdir", "-p", SITE.rpartition("/")[0]])
+        host.write(SITE, configuration)
+        host.run(["systemctl", "start", "scistreamd.socket"])
         yield host
         assert_nothing_left(host)
-    finally:
-        host.run(["systemctl", "stop", "scistreamd.socket", "scistreamd.service", "scistream.slice"], check=False)
-        host.run(["systemctl", "reset-failed"])
-        host.run(["sh", "-c", f"rm -rf {SITE} {DROP_IN} {STATE}/* /run/scistreamd"])
-        host.run(["systemctl", "daemon-reload"])
-        host.run(["systemctl", "start", "scistreamd.socket"])
-    assert host.state() == "running"
 
 
 def assert_nothing_left(host: Host) -> None:
