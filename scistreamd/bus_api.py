@@ -6,7 +6,7 @@ What it takes and gives stands in dbus/org.scistream.scistreamd1.xml.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from scistreamd.identity import Identity
 from scistreamd.interfaces import Counters
 from scistreamd.introspection import Interface
 from scistreamd.model import Caller, Change, Options, Role, Target, TunnelView, Uid
+from scistreamd.portcheck import Look, Socket, overlap
 
 FRONT_DOOR = "D-Bus"
 _PROBES_AT_ONCE = 200
@@ -54,6 +55,9 @@ class Tunnels(Protocol):
 
     async def extend(self, grant: Grant, tunnel_id: str, seconds: int) -> TunnelView:
         """Set the lifetime from now on; 0: no end."""
+
+    async def look_at_ports(self) -> Look:
+        """Who has which ports of this host."""
 
     async def hold_to(self, grant: Grant, tunnel_id: str, rate: int) -> TunnelView:
         """Hold the tunnel to another rate in kB/s, 0: to none."""
@@ -244,25 +248,31 @@ class BusApi:
         ports = call.body[0] or list(self._host.settings().port_range)
         if len(call.body[0]) > _MOST_PORTS:
             raise invalid("ports", f"{len(ports)} entries, at most {_MOST_PORTS} are taken")
+        look = await self._tunnels.look_at_ports()
+        sockets, warning = look.by_port(), overlap(look, self._host.settings().port_range)
         answers = []
         for index, port in enumerate(ports):
             if index % _PROBES_AT_ONCE == _PROBES_AT_ONCE - 1:
                 await asyncio.sleep(0)  # others wait for the event loop, too
-            answers.append(self._check_port(port, taken.get(port, "")))
+            answers.append(self._check_port(port, taken.get(port, ""), sockets.get(port, []), warning))
         return (answers,)
 
-    def _check_port(self, port: int, tunnel_id: str) -> dict[str, Typed]:
+    def _check_port(self, port: int, tunnel_id: str, there: Sequence[Socket], warning: str) -> dict[str, Typed]:
         settings = self._host.settings()
         if port == 0:
             raise invalid("ports", "0 is no port", "from 1 to 65535")
         inside = port in settings.port_range
         used = f"tunnel {tunnel_id} listens on it" if tunnel_id else self._host.busy(port)
+        if used and there and not tunnel_id:
+            used = str(next((each for each in there if each.protocol == "tcp"), there[0]))
         reason = used or ("" if inside else f"outside the range {settings.port_range}")
         return {
             "port": Typed("q", port),
             "in-range": Typed("b", inside),
             "free": Typed("b", not used),
             "reason": Typed("s", reason),
+            "sockets": Typed("as", [str(each) for each in there]),
+            "warnings": Typed("as", [warning] if warning and inside else []),
         }
 
     async def _reload(self, call: Call, trail: Trail) -> tuple[Any, ...]:

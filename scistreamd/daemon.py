@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from scistreamd import dataserver, sockets
+from scistreamd import dataserver, portcheck, sockets
 from scistreamd.certificate_watch import CertificateWatch, Files
 from scistreamd.config import Settings
 from scistreamd.control.server import ControlServer
@@ -35,6 +35,7 @@ from scistreamd.manager import Manager
 from scistreamd.meter import Meter
 from scistreamd.model import Endpoint, IPAddress, State
 from scistreamd.network import HostNetwork
+from scistreamd.portview import PortView
 from scistreamd.process import ProcessLauncher
 from scistreamd.runtime import runtime_directory
 from scistreamd.sockdiag import SockDiag
@@ -86,6 +87,8 @@ class Gateway:
         """``runtime``: a directory of ours for keys and control sockets; ``any_address``: the widest wildcard."""
         self.settings = settings
         self._network = HostNetwork(settings.times.resolve)
+        self._any_address = any_address
+        self.ports = PortView()
         self._process = ProcessLauncher(runtime, keepalive_idle=settings.tuning.keepalive_idle_seconds)
         self._plugged = plugged
         self.certificate_warning = ""
@@ -98,6 +101,7 @@ class Gateway:
             any_address,
             store=plugged.store,
             traffic=plugged.traffic,
+            view=self.ports,
         )
         self.server = ControlServer(self.manager, self.gate, settings.control.limits)
         self.meter = Meter(self.manager, SockDiag(), plugged.counter_books)
@@ -113,6 +117,7 @@ class Gateway:
         for door in self._doors:
             await door.open()
         await self.manager.restore()
+        await self._tell_ports()
         self.meter.start()
         await self.server.start(listeners, tls)
         for door in self._doors:
@@ -125,6 +130,7 @@ class Gateway:
         await self.server.close(_STOP_GRACE)
         await self.manager.close()
         self.meter.stop()
+        self.ports.close()
         self._network.close()
 
     def reconfigure(self, settings: Settings) -> None:
@@ -155,6 +161,20 @@ class Gateway:
 
     def _outlives(self, type_name: str) -> bool:
         return self._launcher_of(dataserver.parse_type(type_name)).outlives
+
+    async def _tell_ports(self) -> None:
+        """Say what is in the way of the whole range, and which addresses are not there."""
+        look = await self.ports.look(programs=True)
+        settings = self.settings
+        ours = {each.port for view in self.manager.tunnels() for each in view.listeners}
+        for line in portcheck.findings(look, settings.port_range, settings.listen_inbound or self._any_address, ours):
+            _log.warning("%s", line)
+        given = [("listen.inbound", settings.listen_inbound), ("listen.outbound", settings.listen_outbound)]
+        for line in portcheck.absent(look, given):
+            _log.error("%s", line)
+        free = self.manager.free_ports
+        unseen = f"; not seen: {'; '.join(look.unseen)}" if look.unseen else ""
+        _log.info("ports %s: %d not given out%s", settings.port_range, free, unseen)
 
     def _tell_missing(self) -> None:
         """Say which data servers cannot run here, or lack something; that of the default type is an error."""

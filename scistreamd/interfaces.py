@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from scistreamd.identity import Challenge, Credentials, Identity
 from scistreamd.model import Caller, Endpoint, IPAddress, IPNetwork, Role, Security, Uid
+from scistreamd.portcheck import Look
 
 if TYPE_CHECKING:
     from scistreamd.counts import Counts
@@ -336,6 +337,13 @@ class Traffic(Protocol):
 
     async def close(self) -> None:
         """The daemon ends; what was done for tunnels that outlive it stays."""
+
+
+class PortView(Protocol):
+    """Who has which ports of this host."""
+
+    async def look(self, *, programs: bool) -> Look:
+        """How it is now; what cannot be seen is said in it. ``programs``: by name too, which takes longer."""
 
 
 class Network(Protocol):

@@ -22,11 +22,23 @@ from scistreamd.dataserver import DataServerType
 from scistreamd.errors import Code, ScistreamError, invalid
 from scistreamd.flows import Flows
 from scistreamd.gate import Gate, Grant, Verb
-from scistreamd.interfaces import EndedMeanwhile, Held, KeyMaker, Launcher, Plan, PortsBusy, Store, Told, Traffic
+from scistreamd.interfaces import (
+    EndedMeanwhile,
+    Held,
+    KeyMaker,
+    Launcher,
+    Plan,
+    PortsBusy,
+    PortView,
+    Store,
+    Told,
+    Traffic,
+)
 from scistreamd.legs import Way
 from scistreamd.lifecycle import Event
 from scistreamd.model import Answer, Change, IPAddress, Options, Role, State, Target, TunnelView, Uid
 from scistreamd.planning import Planner
+from scistreamd.portcheck import Look
 from scistreamd.registry import Registry, no_tunnel, view_of, way_of
 from scistreamd.reservations import Reservations
 from scistreamd.rules import Question
@@ -49,9 +61,11 @@ class Manager:
         *,
         store: Store | None = None,
         traffic: Sequence[Traffic] = (),
+        view: PortView | None = None,
     ) -> None:
         """``launcher_of`` and ``any_address``: as `planning.Planner` has them; ``store`` keeps the books of
-        tunnels that outlive the daemon, where a launcher has such; ``traffic``: what the kernel's network can do."""
+        tunnels that outlive the daemon, where a launcher has such; ``traffic``: what the kernel's network can do;
+        ``view``: who else has ports."""
         self._settings = settings
         self._gate = gate
         self._keys = keys
@@ -59,7 +73,8 @@ class Manager:
         self._books = Books(self._planner, store)
         self._registry = Registry()
         self._flows = Flows(traffic, self._guarded, self._registry.changed)
-        self._ports = Reservations(settings.port_range, self._flows)
+        self._view = view
+        self._ports = Reservations(settings.port_range, self._flows, view)
         self._early: dict[str, set[asyncio.Event]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -222,6 +237,10 @@ class Manager:
             if (tunnel.owner.principal == caller.principal and shown) or self._gate.administers(caller):
                 return tunnel_id
         raise no_tunnel("name it by its UID, or log in" if caller.identity is None else "s2uc list shows yours")
+
+    async def look_at_ports(self) -> Look:
+        """Who has which ports of this host, programs by name."""
+        return await self._view.look(programs=True) if self._view else Look()
 
     def watch(self, see: Callable[[Change], None]) -> Callable[[], None]:
         """Call ``see`` with every change of every tunnel; returns the way to stop that."""

@@ -28,6 +28,10 @@ class Pool:
         """How many ports are not given out."""
         return len(self._free)
 
+    def free_ports(self) -> list[int]:
+        """The ports that are not given out, the next one first."""
+        return list(self._free)
+
     def take(self, count: int, busy: Collection[int] = (), within: PortRange | None = None) -> list[int]:
         """Take ``count`` ports in turn, all ``within`` a part of the range where one is given.
 

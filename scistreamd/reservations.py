@@ -6,12 +6,14 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 
-from scistreamd.errors import ScistreamError
+from scistreamd.errors import Code, ScistreamError
 from scistreamd.flows import Flows
-from scistreamd.interfaces import Bind, Launcher, PortsBusy, Told
+from scistreamd.interfaces import Bind, Launcher, PortsBusy, PortView, Told
 from scistreamd.model import Endpoint, IPAddress, PortRange, Role, State
 from scistreamd.ports import Pool
 from scistreamd.tunnel import Tunnel
+
+_NAMED = 3  # programs in one message
 
 _log = logging.getLogger("scistreamd.reservations")
 
@@ -19,10 +21,12 @@ _log = logging.getLogger("scistreamd.reservations")
 class Reservations:
     """The ports of one gateway, in its tunnels' hands."""
 
-    def __init__(self, ports: PortRange, flows: Flows) -> None:
-        """``flows``: told of listeners before they are held, so that nobody connects who may not."""
+    def __init__(self, ports: PortRange, flows: Flows, view: PortView | None) -> None:
+        """``flows``: told of listeners before they are held, so that nobody connects who may not; ``view``
+        tells who has the ports that are passed over."""
         self._pool = Pool(ports)
         self._flows = flows
+        self._view = view
 
     @property
     def free(self) -> int:
@@ -47,7 +51,30 @@ class Reservations:
             tunnel.binds = binds
             tunnel.reserved = True
 
-        await self._with_ports(tunnel.count, hold, tunnel.ports_within)
+        busy = await self._in_use(address, udp=udp)
+        try:
+            await self._with_ports(tunnel.count, hold, tunnel.ports_within, busy)
+        except ScistreamError as problem:
+            if problem.code is not Code.RESOURCE_EXHAUSTED or not busy:
+                raise
+            raise ScistreamError(problem.code, problem.message, f"{problem.hint}; {await self._who(busy)}") from None
+
+    async def _in_use(self, address: IPAddress, *, udp: bool) -> set[int]:
+        """The free ports of the pool that others have."""
+        if self._view is None:
+            return set()
+        sockets = (await self._view.look(programs=False)).by_port()
+        return {
+            port
+            for port in self._pool.free_ports()
+            if any(each.takes(address) and (udp or each.protocol == "tcp") for each in sockets.get(port, ()))
+        }
+
+    async def _who(self, ports: set[int]) -> str:
+        if self._view is None:
+            return ""
+        sockets = (await self._view.look(programs=True)).by_port()
+        return ", ".join(str(sockets[port][0]) for port in sorted(ports)[:_NAMED] if port in sockets)
 
     def claim(self, tunnel: Tunnel) -> None:
         """Count the ports of a tunnel of the daemon before as given out, also where the range is another by now."""
@@ -116,10 +143,14 @@ class Reservations:
         return True
 
     async def _with_ports(
-        self, count: int, use: Callable[[list[int]], Awaitable[None]], within: PortRange | None
+        self,
+        count: int,
+        use: Callable[[list[int]], Awaitable[None]],
+        within: PortRange | None,
+        known: Iterable[int] = (),
     ) -> None:
-        """Take ``count`` ports and use them; where other programs have some, pass those over."""
-        busy: set[int] = set()
+        """Take ``count`` ports and use them; those of other programs (``known`` or not) are passed over."""
+        busy = set(known)
         while True:
             ports = self._pool.take(count, busy, within)
             try:

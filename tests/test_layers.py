@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "scistreamd"
 CORE = {
     "", "model", "identity", "rules", "rulefile", "errors", "config",
     "policy", "ports", "lifecycle", "interfaces", "options", "names", "records",
-    "units", "unit_properties", "nftrules", "sourcefilter", "netattributes", "shaping", "capacity",
+    "units", "unit_properties", "nftrules", "sourcefilter", "netattributes", "shaping", "capacity", "portcheck",
     "counts", "legs", "sock", "tally",
     "nft", "nft.attributes", "nft.conditions", "nft.decode", "nft.evaluate", "nft.expressions", "nft.facts", "nft.host",
     "nft.judgement", "nft.packet", "nft.quote", "nft.quote_values", "nft.ruleset", "nft.spans", "nft.steps", "nft.xt",
@@ -24,7 +24,8 @@ ADAPTERS = {
     "child", "process", "places", "readiness", "sockets", "network", "keys", "runtime", "logs", "spawn",
     "activation", "capabilities", "configread", "controlcert", "certificate_watch",
     "store", "journal", "programs", "service_watch", "systemd1", "systemd_held", "systemd_launcher", "systemd_wire",
-    "bus", "bus_wire", "polkit", "netlink", "nfttable", "nftmessages", "guard", "rates", "taken", "tc", "routes",
+    "bus", "bus_wire", "polkit", "netlink", "nfttable", "nftmessages", "guard", "portview",
+    "rates", "taken", "tc", "routes",
     "counterbooks", "sockdiag", "metrics", "metrics_http",
     "nft_dump", "host_view", "firewall", "firewalld",
 }  # fmt: skip

@@ -40,6 +40,7 @@ from scistreamd.model import (
     Uid,
 )
 from scistreamd.network import HostNetwork
+from scistreamd.portcheck import Look
 
 LOOPBACK = ipaddress.ip_address("127.0.0.1")
 SETTINGS = Settings(listen_inbound=LOOPBACK, listen_outbound=LOOPBACK, port_range=PortRange(27800, 27809))
@@ -203,6 +204,7 @@ class Tunnels:
     """
 
     def __init__(self) -> None:
+        self.look = Look()
         self.views: dict[str, TunnelView] = {}
         self.uids: dict[str, Uid] = {}
         self.calls: list[tuple[Any, ...]] = []
@@ -278,6 +280,9 @@ class Tunnels:
         self.calls.append(("extend", grant, tunnel_id, seconds))
         self.change(ChangeKind.CHANGED, replace(self.view(tunnel_id), expires_usec=seconds * 1_000_000))
         return self.view(tunnel_id)
+
+    async def look_at_ports(self) -> Look:
+        return self.look
 
     async def hold_to(self, grant: Grant, tunnel_id: str, rate: int) -> TunnelView:
         self.calls.append(("hold_to", grant, tunnel_id, rate))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import os
 from collections.abc import AsyncIterator
@@ -21,7 +22,8 @@ from scistreamd.bus_door import interface_xml
 from scistreamd.bus_wire import hang_up
 from scistreamd.counts import Counts, Health, Rates, Totals
 from scistreamd.errors import Code, ScistreamError
-from scistreamd.model import ChangeKind, Role, State, Uid
+from scistreamd.model import ChangeKind, PortRange, Role, State, Uid
+from scistreamd.portcheck import Look, Socket, overlap
 from tests.service.bus_kit import ME, Client, Door, PrivateBus, Refused, connected, door, until, variant
 
 ERROR = f"{names.SERVICE}.Error"
@@ -300,17 +302,30 @@ async def test_properties_cannot_be_set(client: Client) -> None:
 async def test_check_ports(scene: Door, client: Client) -> None:
     await inbound(client)
     scene.busy[27803] = "in use by another program"
+    other = Socket("tcp", ipaddress.ip_address("0.0.0.0"), 27803, owner="sshd[7] (user root)")
+    scene.tunnels.look = Look((other,), (27000, 28000), "27801")
+    had = "sshd[7] (user root) has tcp 0.0.0.0:27803, which is every address"
+    warned = [overlap(scene.tunnels.look, PortRange(27800, 27809))]
+    assert "ip_local_reserved_ports=27801,27800-27809" in warned[0]
+    nobody, told_off = {"sockets": [], "warnings": warned}, {"sockets": [had], "warnings": warned}
     [answers] = await client.manager("CheckPorts", "aq", [27800, 27803, 27804, 80])
     told = [{name: each.value for name, each in answer.items()} for answer in answers]
     tunnel_id = next(iter(scene.tunnels.views))
     assert told == [
-        {"port": 27800, "in-range": True, "free": False, "reason": f"tunnel {tunnel_id} listens on it"},
-        {"port": 27803, "in-range": True, "free": False, "reason": "in use by another program"},
-        {"port": 27804, "in-range": True, "free": True, "reason": ""},
-        {"port": 80, "in-range": False, "free": True, "reason": "outside the range 27800-27809"},
+        {"port": 27800, "in-range": True, "free": False, "reason": f"tunnel {tunnel_id} listens on it", **nobody},
+        {"port": 27803, "in-range": True, "free": False, "reason": had, **told_off},
+        {"port": 27804, "in-range": True, "free": True, "reason": "", **nobody},
+        {
+            "port": 80,
+            "in-range": False,
+            "free": True,
+            "reason": "outside the range 27800-27809",
+            "sockets": [],
+            "warnings": [],
+        },
     ]
     assert {name: each.signature for name, each in answers[0].items()} == {
-        "port": "q", "in-range": "b", "free": "b", "reason": "s",
+        "port": "q", "in-range": "b", "free": "b", "reason": "s", "sockets": "as", "warnings": "as",
     }  # fmt: skip
     [answers] = await client.manager("CheckPorts", "aq", [])
     assert [answer["port"].value for answer in answers] == list(range(27800, 27810))

@@ -7,6 +7,7 @@ import contextlib
 import ipaddress
 import json
 import os
+import pwd
 import re
 import socket
 from collections.abc import AsyncIterator
@@ -192,7 +193,7 @@ async def test_ports_are_probed(scene: Scene) -> None:
         [answers] = await scene.client.manager("CheckPorts", "aq", [])
     reasons = {answer["port"].value: answer["reason"].value for answer in answers}
     assert "listens on it" in reasons[27820]
-    assert reasons[27828] == "127.0.0.1:27828 is in use by another program"
+    assert reasons[27828].endswith(f"(user {pwd.getpwuid(os.geteuid()).pw_name}) has tcp 127.0.0.1:27828")
     assert {port for port, reason in reasons.items() if not reason} == set(SETTINGS.port_range) - {27820, 27828}
 
 

@@ -194,6 +194,8 @@ def check(options: Namespace) -> int:
     elif not options.quiet:
         rows = [_port_row(run) for run in _runs(found)]
         screen.text(render(screen, ("PORTS", "STATE", "REASON"), rows, f"{free} of {len(found)} free."))
+        for warning in dict.fromkeys(warning for port in found for warning in port.warnings):
+            output.note("s2ctl", warning)
     enough = free == len(found) if options.ports else free > 0
     return 0 if enough else Code.RESOURCE_EXHAUSTED.exit_status
 

@@ -124,6 +124,8 @@ class Port:
     in_range: bool
     free: bool
     reason: str
+    sockets: list[str]
+    warnings: list[str]
 
     @property
     def usable(self) -> bool:
@@ -196,7 +198,7 @@ class Tunnels:
     def ports(self, ports: Sequence[int]) -> list[Port]:
         """Whether these ports, or those of the whole range, could be listened on now."""
         (found,) = self._bus.read(names.ROOT, names.MANAGER, "CheckPorts", "aq", list(ports))
-        return [Port(*_values(each, "port", "in-range", "free", "reason")) for each in found]
+        return [Port(*_values(each, "port", "in-range", "free", "reason", "sockets", "warnings")) for each in found]
 
     def create_inbound(self, targets: Sequence[str], options: Options) -> tuple[str, str, list[str]]:
         """Make an inbound tunnel: UID, id, listeners."""
