@@ -74,7 +74,9 @@ def value(data: bytes, kind: Type, devices: Mapping[int, str]) -> str:
         address = str(ipaddress.ip_address(data.ljust(size, b"\0")))
         return address if len(data) == size else f"{address}/{8 * len(data)}"
     if kind is Type.NAME:
-        return f'"{data.rstrip(bytes(1)).decode(errors="replace")}{"*" * (len(data) < _IFNAME)}"'
+        # nft compares all 16 bytes, iptables as many as the name has with its end; without an end it is a beginning.
+        whole = len(data) == _IFNAME or data.endswith(b"\0")
+        return f'"{data.rstrip(bytes(1)).decode(errors="replace")}{"" if whole else "*"}"'
     found = number(data, kind)
     if kind is Type.INDEX and found in devices:
         return f'"{devices[found]}"'

@@ -53,10 +53,13 @@ class Namespace:
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, initializer=_leave)
+        self.thread_id = 0
         self.thread_id = self.run(threading.get_native_id)
 
     def run(self, what: Callable[..., _T], *arguments: object) -> _T:
-        """Call it in there."""
+        """Call it in there; from there too."""
+        if threading.get_native_id() == self.thread_id:
+            return what(*arguments)
         return self._thread.submit(what, *arguments).result()
 
     def call(self, *argv: str, text: str = "") -> str:
