@@ -1,0 +1,138 @@
+"""The firewall as a part of the daemon: warnings, refusals, and what happens when the rules change."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+import pytest
+
+from scistreamd import firewall as part
+from scistreamd.config import FirewallMode
+from scistreamd.errors import Code, ScistreamError
+from scistreamd.firewall import Firewall
+from scistreamd.interfaces import Bind, Flow
+from scistreamd.model import Endpoint, PortRange, Role
+from tests.service.arena import Arena, is_possible
+
+pytestmark = pytest.mark.skipif(not is_possible(), reason="network namespaces need root")
+
+PORTS = PortRange(5100, 5200)
+RULES = """\
+table inet filter {
+chain input {
+type filter hook input priority 0; policy drop;
+ct state established accept
+ip saddr 10.1.0.0/24 tcp dport 5100 accept
+ip saddr 10.1.9.0/24 tcp dport 5100 reject with tcp reset
+}
+}"""
+
+
+@pytest.fixture
+def arena() -> Iterator[Arena]:
+    with Arena() as arena:
+        yield arena
+
+
+def flow(*allow_from: str, port: int = 5100, role: Role = Role.PROD) -> Flow:
+    networks = tuple(ipaddress.ip_network(each) for each in allow_from)
+    return Flow("aaaaaaaaaaaa", role, (Bind(Endpoint(ipaddress.ip_address("10.1.0.1"), port)),), allow_from=networks)
+
+
+def within(arena: Arena, mode: FirewallMode, work: Callable[[Firewall], Coroutine[Any, Any, None]]) -> None:
+    async def life() -> None:
+        firewall = Firewall(mode, PORTS, None)
+        try:
+            await work(firewall)
+        finally:
+            await firewall.close()
+
+    arena.host.run(lambda: asyncio.run(life()))
+
+
+def test_a_blocked_listener_is_warned_of(arena: Arena) -> None:
+    arena.rules(RULES)
+
+    async def life(firewall: Firewall) -> None:
+        assert await firewall.apply(flow("10.1.0.2/32")) == ()
+        [warning] = await firewall.apply(flow("10.1.9.3/32"))
+        assert warning == (
+            "the firewall blocks 10.1.0.1:5100: 10.1.9.3/32 is rejected by `ip saddr 10.1.9.0/24 tcp dport 5100 "
+            "reject with tcp reset` in table inet filter chain input "
+            "(`nft insert rule inet filter input ip saddr 10.1.9.3/32 tcp dport "
+            "5100-5200 accept` lets them in)"
+        )
+        [warning] = await firewall.apply(flow("10.1.0.2/32", port=5101))
+        assert "dropped by `policy drop` in table inet filter chain input" in warning
+        [warning] = await firewall.apply(flow("10.1.0.2/32", "192.0.2.7/32"))
+        assert "192.0.2.7/32 is dropped" in warning
+
+    within(arena, FirewallMode.CHECK, life)
+
+
+def test_the_cure_cures(arena: Arena) -> None:
+    arena.rules(RULES)
+
+    async def life(firewall: Firewall) -> None:
+        [warning] = await firewall.apply(flow("10.1.9.3/32"))
+        arena.host.call(*warning.partition("(`")[2].partition("`")[0].split())
+        assert await firewall.apply(flow("10.1.9.3/32")) == ()
+
+    within(arena, FirewallMode.CHECK, life)
+
+
+def test_require_refuses_with_the_rule_and_the_cure(arena: Arena) -> None:
+    arena.rules(RULES)
+
+    async def life(firewall: Firewall) -> None:
+        assert await firewall.apply(flow("10.1.0.2/32")) == ()
+        with pytest.raises(ScistreamError) as caught:
+            await firewall.apply(flow("10.1.9.3/32"))
+        assert caught.value.code is Code.FAILED_PRECONDITION
+        assert "`ip saddr 10.1.9.0/24 tcp dport 5100 reject with tcp reset`" in caught.value.message
+        assert "nft insert rule inet filter input" in caught.value.hint
+
+    within(arena, FirewallMode.REQUIRE, life)
+
+
+def test_off_looks_at_nothing(arena: Arena) -> None:
+    arena.rules(RULES)
+
+    async def life(firewall: Firewall) -> None:
+        assert await firewall.apply(flow("10.1.9.3/32")) == ()
+        assert await firewall.reconcile([flow("10.1.9.3/32")]) == {}
+
+    within(arena, FirewallMode.OFF, life)
+
+
+def test_a_changed_firewall_is_judged_again(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(part, "_SECONDS_BETWEEN_LOOKS", 0.05)
+
+    async def life(firewall: Firewall) -> None:
+        said: asyncio.Queue[tuple[str, tuple[str, ...]]] = asyncio.Queue()
+        firewall.watch(lambda tunnel, warnings: said.put_nowait((tunnel, warnings)))
+        assert await firewall.apply(flow("10.1.9.3/32")) == ()
+        await asyncio.sleep(0.2)  # the watcher has looked
+        arena.rules(RULES)
+        tunnel, warnings = await said.get()
+        assert tunnel == "aaaaaaaaaaaa" and "is rejected by" in warnings[0]
+        arena.rules("")
+        assert await said.get() == ("aaaaaaaaaaaa", ())
+
+    within(arena, FirewallMode.CHECK, life)
+
+
+def test_an_outbound_tunnel_is_judged_once_its_ports_are_settled(arena: Arena) -> None:
+    arena.rules(RULES)
+
+    async def life(firewall: Firewall) -> None:
+        waiting = flow("10.1.9.3/32", role=Role.CONS)
+        assert await firewall.apply(waiting) == ()
+        target = Endpoint(ipaddress.ip_address("192.0.2.9"), 5100)
+        settled = Flow(waiting.tunnel_id, Role.CONS, waiting.binds, (target,), allow_from=waiting.allow_from)
+        assert len(await firewall.apply(settled)) == 1
+
+    within(arena, FirewallMode.CHECK, life)
