@@ -25,6 +25,10 @@ class Totals(NamedTuple):
         """What came after ``other``."""
         return Totals(*(one - two for one, two in zip(self, other, strict=True)))
 
+    def scaled(self, share: float) -> Totals:
+        """That share of the bytes, and all packets."""
+        return self._replace(bytes_in=round(self.bytes_in * share), bytes_out=round(self.bytes_out * share))
+
 
 NOTHING = Totals()
 

@@ -28,7 +28,7 @@ from scistreamd.control.server import ControlServer
 from scistreamd.dataserver import DataServerType
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.gate import Gate
-from scistreamd.interfaces import Authority, Bind, CounterBooks, Counters, Launcher, PortsBusy, Store, Traffic
+from scistreamd.interfaces import Authority, Bind, CounterBooks, Counters, Launcher, Passing, PortsBusy, Store, Traffic
 from scistreamd.kernel import kernel_traffic
 from scistreamd.keys import TunnelKeys
 from scistreamd.manager import Manager
@@ -69,7 +69,7 @@ class Plugged:
     daemon, and ``store`` keeps the books of those tunnels; ``authority``
     decides about users of this host; ``traffic`` is what the kernel's network does
     for tunnels, in the order of asking; ``counter_books`` keep what is counted of tunnels
-    that outlive the daemon; ``doors`` are built once the manager is there.
+    that outlive the daemon, ``passing`` counts while there is none; ``doors`` are built once the manager is there.
     """
 
     launcher: Launcher | None = None
@@ -77,6 +77,7 @@ class Plugged:
     authority: Authority | None = None
     traffic: Sequence[Traffic] = ()
     counter_books: CounterBooks | None = None
+    passing: Passing | None = None
     doors: Sequence[Callable[[Manager, Gate, Counters], FrontDoor]] = ()
 
 
@@ -104,7 +105,7 @@ class Gateway:
             view=self.ports,
         )
         self.server = ControlServer(self.manager, self.gate, settings.control.limits)
-        self.meter = Meter(self.manager, SockDiag(), plugged.counter_books)
+        self.meter = Meter(self.manager, SockDiag(), plugged.counter_books, plugged.passing)
         self._doors = [make(self.manager, self.gate, self.meter) for make in plugged.doors]
 
     def _launcher_of(self, kind: DataServerType) -> Launcher:
@@ -118,7 +119,7 @@ class Gateway:
             await door.open()
         await self.manager.restore()
         await self._tell_ports()
-        self.meter.start()
+        await self.meter.start()
         await self.server.start(listeners, tls)
         for door in self._doors:
             door.serve()
@@ -129,7 +130,7 @@ class Gateway:
             await door.close()
         await self.server.close(_STOP_GRACE)
         await self.manager.close()
-        self.meter.stop()
+        await self.meter.stop()
         self.ports.close()
         self._network.close()
 

@@ -6,7 +6,7 @@ Nothing here opens anything.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -17,8 +17,8 @@ from scistreamd.model import Caller, Endpoint, IPAddress, IPNetwork, Role, Secur
 from scistreamd.portcheck import Look
 
 if TYPE_CHECKING:
-    from scistreamd.counts import Counts
-    from scistreamd.legs import Saved
+    from scistreamd.counts import Counts, Totals
+    from scistreamd.legs import Saved, Way
     from scistreamd.records import Record
     from scistreamd.sock import Sock
 
@@ -402,6 +402,16 @@ class Sockets(Protocol):
 
     def dump(self) -> list[Sock]:
         """All as they are now; ScistreamError where the kernel tells nothing."""
+
+
+class Passing(Protocol):
+    """Counts what passes on listeners while no daemon runs, from the outside and roughly."""
+
+    async def begin(self, ways: Iterable[Way]) -> None:
+        """Count from now on; ScistreamError where that cannot be."""
+
+    async def finish(self) -> dict[str, Totals]:
+        """Count no more; what TCP has carried on the listeners of each tunnel since `begin`, by id."""
 
 
 class CounterBooks(Protocol):

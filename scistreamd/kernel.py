@@ -12,6 +12,7 @@ from scistreamd.firewalld import Firewalld
 from scistreamd.guard import Guard
 from scistreamd.interfaces import Traffic
 from scistreamd.nfttable import NftTable
+from scistreamd.packetcount import PacketCount
 from scistreamd.rates import Rates
 
 _TABLE = "scistream"
@@ -29,5 +30,15 @@ async def kernel_traffic(settings: Settings, *, lasting: bool) -> AsyncIterator[
         firewalld = Firewalld(settings.port_range) if settings.firewall is FirewallMode.MANAGE else None
         # The firewall last: it is judged with the rules of ours.
         yield Guard(table), Rates(table), Firewall(settings.firewall, settings.port_range, firewalld)
+    finally:
+        await table.close()
+
+
+@contextlib.asynccontextmanager
+async def packet_count() -> AsyncIterator[PacketCount]:
+    """What counts in place of a daemon whose tunnels outlive it, by the same table."""
+    table = NftTable(_TABLE, lasting=True)
+    try:
+        yield PacketCount(table)
     finally:
         await table.close()

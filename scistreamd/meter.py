@@ -11,14 +11,14 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Protocol
 
 from scistreamd.counts import SPANS, Counts, Rates
 from scistreamd.errors import ScistreamError
-from scistreamd.interfaces import CounterBooks, Sockets
-from scistreamd.legs import Way
+from scistreamd.interfaces import CounterBooks, Passing, Sockets
+from scistreamd.legs import Saved, Way
 from scistreamd.model import Change, ChangeKind
 from scistreamd.tally import Tally
 
@@ -51,8 +51,12 @@ class Metered(Protocol):
 class Meter:
     """Knows the counts of all tunnels."""
 
-    def __init__(self, metered: Metered, sockets: Sockets, books: CounterBooks | None) -> None:
-        """``books`` keep counts from one daemon to the next; None: no tunnel outlives this one."""
+    def __init__(
+        self, metered: Metered, sockets: Sockets, books: CounterBooks | None, passing: Passing | None = None
+    ) -> None:
+        """``books`` keep counts from one daemon to the next, ``passing`` counts in between; None: no tunnel
+        outlives this one."""
+        self._passing = passing
         self._metered = metered
         self._sockets = sockets
         self._books = books
@@ -69,19 +73,22 @@ class Meter:
         self._know_handle: asyncio.Handle | None = None
         self._unwatch: Callable[[], None] | None = None
 
-    def start(self) -> None:
+    async def start(self) -> None:
         """Count from now on, going on from what was written down of the tunnels that there are."""
         self._loop = asyncio.get_running_loop()
         self._unwatch = self._metered.watch(self._changed)
         self._tally.know(self._metered.ways())
-        if self._books is not None:
-            self._resume(self._books)
+        saved = self._resume(self._books) if self._books is not None else {}
         self._arrange()
+        if self._passing is not None:
+            await self._estimate(self._passing, saved)
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
         """Count no more, and write down what there is."""
         if self._unwatch is None:
             return
+        if self._passing is not None and len(self._tally):
+            await self._hand_over(self._passing)
         if self._listening:
             self._look()
         self._unwatch()
@@ -91,6 +98,24 @@ class Meter:
                 each.cancel()
         self._deafen()
         self._write()
+
+    async def _hand_over(self, passing: Passing) -> None:
+        try:
+            await passing.begin(self._metered.ways())
+        except ScistreamError as problem:
+            _log.warning("what tunnels carry while scistreamd is not there is not counted: %s", problem)
+
+    async def _estimate(self, passing: Passing, saved: Mapping[str, Saved]) -> None:
+        """Take in what passed while no daemon was there, as far as it is not known from open connections."""
+        try:
+            passed = await passing.finish()
+        except ScistreamError as problem:
+            _log.warning("what tunnels carried while scistreamd was not there is not known: %s", problem)
+            return
+        for tunnel, totals in passed.items():
+            before = saved[tunnel].counts if tunnel in saved else Counts()
+            self._tally.estimate(tunnel, totals, before, time.time())
+        self._note()
 
     def counts(self, tunnel_id: str) -> Counts:
         """What the tunnel has carried; UNAVAILABLE where the kernel tells nothing, with the reason."""
@@ -265,7 +290,7 @@ class Meter:
 
     # Books
 
-    def _resume(self, books: CounterBooks) -> None:
+    def _resume(self, books: CounterBooks) -> Mapping[str, Saved]:
         saved = books.load()
         for tunnel in self._tally:
             if tunnel in saved:
@@ -275,6 +300,7 @@ class Meter:
         for gone in saved.keys() - set(self._tally):
             books.delete(gone)
         self._lost = True
+        return saved
 
     def _note(self) -> None:
         """Write down what has changed, before long."""

@@ -27,6 +27,7 @@ _VERDICT_REGISTER, _REGISTER = 0, 1
 # Registers of four bytes for keys of several parts.
 _PARTS = 8
 _EQUAL = 0
+_AT_MOST = 3
 _COUNTER = 1
 _TCP_FLAGS, _SYN, _FIN_SYN_RST_ACK = 13, b"\x02", b"\x17"
 _TCP_RESET, _ADMIN_PROHIBITED = 1, 3
@@ -161,6 +162,12 @@ def _address(offsets: Mapping[int, int], address: IPAddress) -> Expressions:
 
 def _port(offset: int, port: int) -> Expressions:
     return _header(_TRANSPORT_HEADER, offset, 2), _equal(struct.pack(">H", port))
+
+
+def port_at_most(port: int, *, source: bool) -> Expressions:
+    """Packets from, or to, a port up to this one."""
+    load = _header(_TRANSPORT_HEADER, 0 if source else 2, 2)
+    return load, _step("cmp", sreg=_REGISTER, op=_AT_MOST, data=struct.pack(">H", port))
 
 
 def _protocols(bind: Bind) -> tuple[int, ...]:

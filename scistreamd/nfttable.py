@@ -96,6 +96,10 @@ class NftTable:
         """The named counters: packets, and bytes of layer 3, since each was made."""
         return await self._run(self._counters)
 
+    async def exists(self) -> bool:
+        """Whether the table is there: the quickest question."""
+        return await self._run(self._exists)
+
     async def chains(self) -> dict[str, int]:
         """The chains that are there, with how many rules each has."""
         return await self._run(self._rules)

@@ -128,7 +128,7 @@ async def _plug(
     """What this host has beyond the parts of every gateway: the one place to plug it in."""
     from scistreamd.activation import started_by_systemd
     from scistreamd.daemon import Plugged, any_address
-    from scistreamd.kernel import kernel_traffic
+    from scistreamd.kernel import kernel_traffic, packet_count
 
     if not started_by_systemd(os.environ):
         logging.getLogger("scistreamd.service").warning(
@@ -155,12 +155,13 @@ async def _plug(
             keepalive_idle=settings.tuning.keepalive_idle_seconds,
             reserved_seconds=max(600, settings.times.hello + settings.times.update + 60),
         )
-        async with kernel_traffic(settings, lasting=True) as traffic:
+        async with kernel_traffic(settings, lasting=True) as traffic, packet_count() as passing:
             yield Plugged(
                 launcher=launcher,
                 store=FileStore(_state() / "tunnels", runtime / "ended"),
                 authority=Polkit(bus),
                 traffic=traffic,
+                passing=passing,
                 counter_books=FileCounterBooks(_state() / "counters"),
                 doors=[
                     lambda manager, gate, counters: BusDoor(

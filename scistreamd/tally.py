@@ -263,6 +263,13 @@ class Tally:
                 legs[leg.tunnel][cookie] = leg.active, leg.counted, leg.retransmits
         return {tunnel: Saved(self._sums[tunnel].counts(), found) for tunnel, found in legs.items()}
 
+    def estimate(self, tunnel: str, passed: Totals, before: Counts, now: float) -> None:
+        """Add what ``passed`` on the listeners of a tunnel unseen; ``before``: its sums when that began."""
+        sums = self._sums.get(tunnel)
+        if sums is not None and sums.estimate(passed, before):
+            sums.used = now
+            self.changed.add(tunnel)
+
     def resume(self, tunnel: str, saved: Saved) -> None:
         """Go on from what was written down of a tunnel that is known; the next `see` is told that ends were lost."""
         self._sums[tunnel].resume(saved)

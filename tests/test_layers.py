@@ -26,7 +26,7 @@ ADAPTERS = {
     "store", "journal", "programs", "service_watch", "systemd1", "systemd_held", "systemd_launcher", "systemd_wire",
     "bus", "bus_wire", "polkit", "netlink", "nfttable", "nftmessages", "guard", "portview",
     "rates", "taken", "tc", "routes",
-    "counterbooks", "sockdiag", "metrics", "metrics_http",
+    "counterbooks", "sockdiag", "metrics", "metrics_http", "packetcount",
     "nft_dump", "host_view", "firewall", "firewalld",
 }  # fmt: skip
 # What a command line tool and the daemon do alike.

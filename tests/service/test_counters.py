@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
-from scistreamd.model import Security
-from tests.service.counters_kit import pair, peer, stream, until
+from scistreamd.counterbooks import FileCounterBooks
+from scistreamd.legs import Way
+from scistreamd.meter import Meter
+from scistreamd.model import Change, Endpoint, Security
+from scistreamd.sock import Sock
+from scistreamd.sockdiag import SockDiag
+from tests.service.counters_kit import LOOPBACK, pair, peer, stream, until
 from tests.service.dataplane_kit import Pair as Types
 from tests.service.dataplane_kit import pairs
 
@@ -81,3 +91,161 @@ async def test_tunnels_that_share_a_target_and_strangers_there() -> None:
         await tunnels[1].release()
         assert tunnels[1].total == (0, 0)
         assert tunnels[0].total == (11, 11)
+
+
+async def test_exact_against_iperf3(tmp_path: Path) -> None:
+    """Its own counts of the data, and what its control connection carries beside that: some kilobytes of JSON.
+
+    Its server ends without reading what is still under way: with small blocks at this rate that is little.
+    """
+    async with pair() as gateways:
+        port = 28090
+        server = await asyncio.create_subprocess_exec(
+            "iperf3", "-s", "-1", "-p", str(port), "-B", "127.0.0.1", stdout=-3
+        )
+        await until(lambda: b"iperf3" in listening(port))
+        tunnel = await gateways.tunnel(Endpoint(LOOPBACK, port), "Nginx", "Haproxy")
+        words = [
+            "-c",
+            "127.0.0.1",
+            "-p",
+            str(tunnel.listener.port),
+            "-n",
+            "4M",
+            "-b",
+            "20M",
+            "-l",
+            "1K",
+            "-P",
+            "2",
+            "--json",
+        ]
+        client = await asyncio.create_subprocess_exec("iperf3", *words, stdout=asyncio.subprocess.PIPE)
+        out, _ = await client.communicate()
+        await server.wait()
+        sums = json.loads(out)["end"]
+        sent, received = sums["sum_sent"]["bytes"], sums["sum_received"]["bytes"]
+        await until(lambda: tunnel.open == (0, 0) and tunnel.total == (3, 3), lambda: (tunnel.open, tunnel.total))
+        assert sent == 4 * MIB
+        for side in (0, 1):
+            await until(lambda: received <= tunnel.both[side][0] <= sent + 5_000, lambda: (tunnel.both, received))  # noqa: B023
+        assert sent - received < 200_000
+
+
+def listening(port: int) -> bytes:
+    return subprocess.run(["ss", "-Htlnp", f"sport = :{port}"], capture_output=True).stdout
+
+
+async def test_a_tunnel_without_a_connection_ends(tmp_path: Path) -> None:
+    """One that is used stays: also by a connection that only is open."""
+    async with pair(idle_timeout=1.5) as gateways, peer() as application:
+        idle = await gateways.tunnel(application.at, "Nginx", "Nginx")
+        used = await gateways.tunnel(application.at, "Nginx", "Nginx")
+        application.hold.clear()
+        open_one = asyncio.create_task(stream(used.listener, 1))
+        manager = gateways.inbound.manager
+        await until(lambda: idle.uid.id not in [view.id for view in manager.tunnels()])
+        await asyncio.sleep(1.5)
+        assert [view.id for view in manager.tunnels()] == [used.uid.id]
+        application.hold.set()
+        await open_one
+        await until(lambda: not manager.tunnels() and not gateways.outbound.manager.tunnels())
+        assert manager.free_ports == 10
+
+
+async def test_nothing_is_asked_while_there_is_nothing_to_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No tunnel: no socket, no timer. Tunnels that nobody asks about: a look each ten seconds."""
+    monkeypatch.setattr("scistreamd.meter._ASKED", 0.5)
+    async with pair() as gateways, peer() as application:
+        meter = gateways.inbound.meter
+        looks = 0
+        sockets = meter._sockets  # whom the meter asks
+        dump = sockets.dump
+
+        def counted() -> list[Sock]:
+            nonlocal looks
+            looks += 1
+            return dump()
+
+        sockets.dump = counted  # type: ignore[method-assign]
+        assert meter.all() == {}
+        await asyncio.sleep(1.2)
+        assert looks == 0
+        tunnel = await gateways.tunnel(application.at, "Nginx", "Nginx")
+        await asyncio.sleep(0.1)
+        before = looks
+        await asyncio.sleep(3)
+        assert looks == before
+        for _ in range(20):
+            assert tunnel.inbound.connections == 0
+        assert looks <= before + 1
+        await tunnel.release()
+        assert meter.all() == {}
+
+
+async def test_what_the_kernel_could_not_tell_is_an_estimate() -> None:
+    """Too many ends at once for the queue: what was seen last counts, and is marked."""
+    async with pair() as gateways, peer() as application:
+        tunnel = await gateways.tunnel(application.at, "Nginx", "Nginx")
+        application.hold.clear()
+        running = [asyncio.create_task(stream(tunnel.listener, 100_000)) for _ in range(5)]
+        await until(lambda: tunnel.both[0][0] == 500_000)
+        heard = gateways.inbound.meter._sockets
+        heard.ended = lambda: ([], True)  # type: ignore[method-assign]
+        application.hold.set()
+        await asyncio.gather(*running)
+        await until(lambda: tunnel.inbound.estimated)
+        assert tunnel.open[0] == 0
+        assert tunnel.both[0][0] == 500_000
+        assert not tunnel.outbound.estimated
+
+
+@dataclass
+class Metered:
+    """A manager's tunnels, as far as a meter looks."""
+
+    known: list[Way]
+    idle_timeout: float = 0
+
+    def ways(self) -> list[Way]:
+        return self.known
+
+    def watch(self, see: Callable[[Change], None]) -> Callable[[], None]:
+        return lambda: None
+
+    def end_idle(self, used: Callable[[str], float]) -> None:
+        raise AssertionError("there is no idle_timeout")
+
+
+async def test_the_next_daemon_goes_on_counting(tmp_path: Path) -> None:
+    """Open connections by their cookies, exactly; those that ended meanwhile by what was written down, marked."""
+    async with pair() as gateways, peer() as application:
+        tunnel = await gateways.tunnel(application.at, "Nginx", "Nginx")
+        way = next(iter(gateways.inbound.manager.ways()))
+        books = FileCounterBooks(tmp_path / "counters")
+        metered = Metered([way])
+        first = Meter(metered, SockDiag(), books)
+        await first.start()
+        application.hold.clear()
+        running = [asyncio.create_task(stream(tunnel.listener, 1000 * n)) for n in (1, 2)]
+        await until(lambda: first.counts(way.id).plain.bytes_in == 3000)
+        await first.stop()
+        application.hold.set()
+        await asyncio.gather(*running)
+        application.hold.clear()
+        third = asyncio.create_task(stream(tunnel.listener, 4000))
+        await until(lambda: tunnel.both[0][0] == 7000)
+        second = Meter(metered, SockDiag(), books)
+        await second.start()
+        assert second.counts(way.id).plain.bytes_in == 7000
+        assert (second.counts(way.id).connections, second.counts(way.id).connections_total) == (1, 3)
+        await until(lambda: second.counts(way.id).estimated)
+        application.hold.set()
+        await third
+        await until(lambda: second.counts(way.id).connections == 0)
+        assert second.counts(way.id).plain.bytes_in == 7000
+        await second.stop()
+        gone = Meter(Metered([]), SockDiag(), books)
+        await gone.start()
+        await gone.stop()
+        assert list((tmp_path / "counters").iterdir()) == []
