@@ -34,7 +34,7 @@ from scistreamd.keys import TunnelKeys
 from scistreamd.manager import Manager
 from scistreamd.meter import Meter
 from scistreamd.model import Endpoint, IPAddress, State
-from scistreamd.network import HostNetwork
+from scistreamd.network import HostNetwork, dialable
 from scistreamd.portview import PortView
 from scistreamd.process import ProcessLauncher
 from scistreamd.runtime import runtime_directory
@@ -103,6 +103,7 @@ class Gateway:
             store=plugged.store,
             traffic=plugged.traffic,
             view=self.ports,
+            dialable=dialable,
         )
         self.server = ControlServer(self.manager, self.gate, settings.control.limits)
         self.meter = Meter(self.manager, SockDiag(), plugged.counter_books, plugged.passing)

@@ -93,6 +93,8 @@ def set_up(program: str, level: str = "info") -> None:
         handler = logging.StreamHandler()
         handler.setFormatter(TunnelFormatter(priorities=_stderr_is_journal()))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+    # It warns at its import of /proc/net/psched, which no service with ProcSubset=pid sees, and nothing needs.
+    logging.getLogger("pyroute2").setLevel(logging.ERROR)
     set_level(level)
 
 

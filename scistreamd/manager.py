@@ -62,14 +62,15 @@ class Manager:
         store: Store | None = None,
         traffic: Sequence[Traffic] = (),
         view: PortView | None = None,
+        dialable: Callable[[], IPAddress | None] = lambda: None,
     ) -> None:
-        """``launcher_of`` and ``any_address``: as `planning.Planner` has them; ``store`` keeps the books of
+        """``launcher_of``, ``any_address``, ``dialable``: as `planning.Planner` has them; ``store`` keeps the books of
         tunnels that outlive the daemon, where a launcher has such; ``traffic``: what the kernel's network can do;
         ``view``: who else has ports."""
         self._settings = settings
         self._gate = gate
         self._keys = keys
-        self._planner = Planner(settings, gate, launcher_of, any_address)
+        self._planner = Planner(settings, gate, launcher_of, any_address, dialable)
         self._books = Books(self._planner, store)
         self._registry = Registry()
         self._flows = Flows(traffic, self._guarded, self._registry.changed)

@@ -21,13 +21,15 @@ class Planner:
     """Chooses what a request leaves open.
 
     ``launcher_of`` says which launcher runs a data server type; ``any_address``
-    is the wildcard that inbound listeners bind where no address is set.
+    is the wildcard that inbound listeners bind where no address is set; ``dialable``
+    an address of this host for answers to callers who reached none.
     """
 
     settings: Settings
     gate: Gate
     launcher_of: Callable[[DataServerType], Launcher]
     any_address: IPAddress
+    dialable: Callable[[], IPAddress | None] = lambda: None
 
     def tunnel(self, caller: Caller, uid: Uid, role: Role, count: int, options: Options) -> Tunnel:
         """A tunnel that holds nothing yet.
@@ -48,10 +50,10 @@ class Planner:
             rate=self.rate(options),
             security=self.gate.security(options.security, kind.server.securities),
             owner=caller,
-            shown_host=self.settings.advertise or caller.reached or self.any_address,
+            shown_host=self.settings.advertise or caller.reached or self.dialable() or self.any_address,
             greeted=asyncio.get_running_loop().create_future(),
         )
-        tunnel.own_warnings += tuple(filter(None, (uid.warning, launcher.lacking(kind.server))))
+        tunnel.own_warnings += tuple(filter(None, (uid.warning, launcher.lacking(kind.server), _mortal(kind))))
         return tunnel
 
     def tuning(self, options: Options) -> Tuning:
@@ -88,3 +90,7 @@ class Planner:
                 "set listen.outbound to the address that the application dials",
             )
         return tunnel.owner.reached
+
+
+def _mortal(kind: DataServerType) -> str:
+    return f"{kind.name}: this tunnel is a child of the daemon, and ends with it" if kind.subprocess else ""

@@ -37,6 +37,13 @@ _DRAIN_BEGINS = 0.05  # what a data server takes to close its listeners
 
 _log = logging.getLogger("scistreamd.process")
 
+# What gives scistreamd.service these capabilities; its own sandbox is without.
+_DROP_IN = (
+    "the service gets that by `install -D -m 0644 /usr/share/doc/scistreamd/examples/scistreamd-subprocess.conf"
+    " /etc/systemd/system/scistreamd.service.d/subprocess.conf && systemctl daemon-reload"
+    " && systemctl restart scistreamd`"
+)
+
 
 class ProcessLauncher:
     """Holds listeners in the daemon and runs data servers as its children."""
@@ -57,10 +64,8 @@ class ProcessLauncher:
         """Why this data server cannot run here, or an empty string."""
         absent = capabilities.lacking() if os.geteuid() == 0 else []
         if absent:
-            return (
-                f"{server.name} as a child of the daemon needs {', '.join(absent)}, to run as a user of its own; "
-                "docs/configuration.md has the drop-in that gives them"
-            )
+            problem = f"{server.name} as a child of the daemon needs {', '.join(absent)}, to run as a user of its own"
+            return f"{problem}; {_DROP_IN}" if os.environ.get("SYSTEMD_EXEC_PID") == str(os.getpid()) else problem
         return programs.missing(server, _PATH)
 
     def lacking(self, server: DataServer) -> str:

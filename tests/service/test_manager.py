@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from scistreamd.addresses import own
 from scistreamd.config import Settings, Times
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.gate import Gate, Grant, Verb
 from scistreamd.identity import Identity
+from scistreamd.interfaces import Bind
 from scistreamd.keys import TunnelKeys
 from scistreamd.manager import Manager
 from scistreamd.model import (
@@ -25,6 +27,7 @@ from scistreamd.model import (
     Caller,
     Change,
     ChangeKind,
+    Endpoint,
     IPAddress,
     Listen,
     Options,
@@ -35,7 +38,8 @@ from scistreamd.model import (
     Target,
     Uid,
 )
-from scistreamd.network import HostNetwork
+from scistreamd.network import HostNetwork, dialable
+from scistreamd.planning import Planner
 from scistreamd.policy import Quotas
 from scistreamd.process import ProcessLauncher
 from scistreamd.runtime import runtime_directory
@@ -365,6 +369,26 @@ async def test_each_user_of_the_host_has_a_quota_of_its_own() -> None:
         for each in waiting:
             each.cancel()
         await asyncio.wait(waiting)
+
+
+async def test_answers_name_no_wildcard(tmp_path: Path) -> None:
+    """Who calls by D-Bus has dialled no address of ours: it is the one that others most likely dial."""
+    network, launcher = HostNetwork(5), ProcessLauncher(tmp_path)
+    open_to_all = replace(SETTINGS, listen_inbound=None)
+    for reached, shown in ((None, "192.0.2.9"), (LOOPBACK, "127.0.0.1")):
+        planner = Planner(
+            open_to_all, Gate(open_to_all, network), lambda _: launcher, ANY, lambda: ipaddress.ip_address("192.0.2.9")
+        )
+        caller = Caller("D-Bus", reached=reached)
+        tunnel = planner.tunnel(caller, Uid.random(), Role.PROD, 1, Options())
+        tunnel.binds = (Bind(Endpoint(planner.address(tunnel), 5100)),)
+        assert [str(each) for each in tunnel.answer().listeners] == [f"{shown}:5100"]
+    network.close()
+
+
+def test_the_address_that_others_dial_is_one_of_the_hosts() -> None:
+    found = dialable()
+    assert found is None or found in own()[1]
 
 
 async def test_a_lifetime_ends_the_tunnel() -> None:
