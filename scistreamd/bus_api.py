@@ -78,6 +78,10 @@ class Authorizes(Protocol):
     async def authorize(self, caller: Caller, verb: Verb, owner: str | None = None) -> Grant:
         """Allow the verb, or raise PERMISSION_DENIED."""
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the operator should see to."""
+
 
 @dataclass(frozen=True)
 class Host:
@@ -156,7 +160,8 @@ class BusApi:
         return self._objects.at(call.path)
 
     def _gateway(self) -> bus_view.Properties:
-        return bus_view.manager(self._host.settings(), self._tunnels.free_ports, self._announcer.tunnels)
+        settings, tunnels = self._host.settings(), self._announcer.tunnels
+        return bus_view.manager(settings, self._tunnels.free_ports, tunnels, self._gate.warnings)
 
     async def _caller(self, call: Call, trail: Trail) -> Caller:
         user = await self._bus.user_of(call.sender)

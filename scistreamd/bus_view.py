@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import scistreamd
@@ -58,7 +59,7 @@ def listeners(view: TunnelView) -> list[str]:
     return [str(endpoint) for endpoint in view.listeners]
 
 
-def manager(settings: Settings, free_ports: int, tunnels: int) -> Properties:
+def manager(settings: Settings, free_ports: int, tunnels: int, warnings: Sequence[str]) -> Properties:
     """The properties of the gateway."""
     ports = settings.port_range
     return {
@@ -69,6 +70,7 @@ def manager(settings: Settings, free_ports: int, tunnels: int) -> Properties:
         "DefaultType": Typed("s", parse_type(settings.default_type).name),
         "Types": Typed("as", [each.name for each in TYPES]),
         "NTunnels": Typed("u", tunnels),
+        "Warnings": Typed("as", list(warnings)),
     }
 
 

@@ -49,6 +49,77 @@ class Control:
     limits: Limits = field(default_factory=Limits)
 
 
+GLOBUS = "https://auth.globus.org"
+
+
+@dataclass(frozen=True)
+class OAuth2:
+    """Bearer tokens of a provider: on where this gateway has a ``client_id`` there, or an ``audience``.
+
+    ``client_id`` and its secret, which is no setting, let the gateway ask the
+    provider about a token (RFC 7662); ``audience`` lets it judge JWTs by
+    itself (RFC 9068). ``scope`` None is the provider's usual one, see
+    `wanted_scope`. ``introspection_endpoint`` and ``jwks_uri`` are for
+    providers whose metadata do not name them.
+    """
+
+    issuer: str = GLOBUS
+    client_id: str = ""
+    client_secret_file: PurePosixPath | None = None
+    scope: str | None = None
+    audience: str = ""
+    jwt: bool = True
+    algorithms: tuple[str, ...] = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA")
+    user_claims: tuple[str, ...] = ("username", "email")
+    groups_claim: str = "groups"
+    login_client_id: str = ""
+    introspection_endpoint: str = ""
+    jwks_uri: str = ""
+    timeout: float = 5  # seconds for one answer of the provider
+    cache: float = 60  # seconds for which a good token is not asked about again
+    negative_cache: float = 10  # and one that is not good
+    leeway: float = 30  # seconds by which the clocks of provider and gateway may differ
+
+    @property
+    def judges_jwts(self) -> bool:
+        """Whether JWTs are validated here, by the provider's keys."""
+        return self.jwt and bool(self.audience)
+
+    @property
+    def wanted_scope(self) -> str:
+        """The scope that a token must have; empty: none."""
+        if self.scope is not None:
+            return self.scope
+        globus = self.issuer == GLOBUS and self.client_id
+        return f"{GLOBUS}/scopes/{self.client_id}/scistream" if globus else "scistream"
+
+
+@dataclass(frozen=True)
+class Mtls:
+    """Client certificates: on where ``ca`` (PEM) says which; ``crl`` (PEM) says which are revoked."""
+
+    ca: PurePosixPath | None = None
+    crl: PurePosixPath | None = None
+
+
+@dataclass(frozen=True)
+class Failures:
+    """How many failures a peer, or an identity, may have at once, and how many more each minute."""
+
+    burst: int = 20
+    per_minute: int = 20
+
+
+@dataclass(frozen=True)
+class Auth:
+    """How callers of the control port may prove who they are; ``tokens``: the file of static tokens."""
+
+    oauth2: OAuth2 = field(default_factory=OAuth2)
+    mtls: Mtls = field(default_factory=Mtls)
+    tokens: PurePosixPath | None = None
+    failures: Failures = field(default_factory=Failures)
+
+
 @dataclass(frozen=True)
 class Settings:
     """All that the manager and the gate need to know.
@@ -65,6 +136,7 @@ class Settings:
     ``rate_default``: kB/s for tunnels whose request names no rate, 0: no limit;
     ``rate_enforce``: the rate that SciStream 1.2 clients always send counts.
     ``capacity``: kB/s in each direction for all tunnels together, 0: nobody counts.
+    ``auth``: how callers prove who they are; nothing is configured at first.
     ``idle_exit``: seconds without anything to do after which scistreamd ends; 0 is never.
     """
 
@@ -86,6 +158,7 @@ class Settings:
     lan: tuple[IPNetwork, ...] | None = None
     policy: tuple[Rule, ...] = ()
     administrators: Who | None = None
+    auth: Auth = field(default_factory=Auth)
     idle_timeout: float = 7 * 86400
     firewall: FirewallMode = FirewallMode.CHECK
     idle_exit: float = 0

@@ -6,11 +6,11 @@ Reading files is `configread`'s job.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from scistreamd import dataserver
-from scistreamd.config import Settings
+from scistreamd.config import GLOBUS, Auth, Settings
 from scistreamd.configkeys import KEYS, Key
 from scistreamd.errors import Code, ScistreamError, did_you_mean
 from scistreamd.model import shown
@@ -115,10 +115,25 @@ def _check_together(settings: Settings, origin: Mapping[str, str]) -> None:
     if (settings.control.certificate is None) != (settings.control.key is None):
         file, name = blame("control.certificate", "control.key")
         raise _wrong(file, name, "control.certificate and control.key go together", "set both, or none")
+    _check_auth(settings.auth, blame)
     limits = settings.control.limits
     if limits.pending_bytes < limits.message_bytes:
         file, name = blame("control.limits.pending_bytes", "control.limits.message_bytes")
         raise _wrong(file, name, "pending_bytes is less than message_bytes", "one whole message must fit")
+
+
+def _check_auth(auth: Auth, blame: Callable[..., tuple[str, str]]) -> None:
+    oauth2 = auth.oauth2
+    if oauth2.client_secret_file is not None and not oauth2.client_id:
+        file, name = blame("auth.oauth2.client_secret_file")
+        raise _wrong(file, name, "a secret without auth.oauth2.client_id", "set the client id that it is of")
+    if oauth2.issuer != GLOBUS and not oauth2.client_id and not oauth2.audience:
+        file, name = blame("auth.oauth2.issuer")
+        problem = "a provider, but neither auth.oauth2.client_id nor auth.oauth2.audience"
+        raise _wrong(file, name, problem, "client_id for introspection of tokens, audience to validate JWTs here")
+    if auth.mtls.crl is not None and auth.mtls.ca is None:
+        file, name = blame("auth.mtls.crl")
+        raise _wrong(file, name, "revoked certificates without auth.mtls.ca", "name the CA's file")
 
 
 def _unknown(file: str, name: str) -> ScistreamError:

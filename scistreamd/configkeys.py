@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 from scistreamd import capacity, dataserver, rulefile
 from scistreamd.config import FirewallMode, Settings
@@ -177,6 +178,51 @@ _WHO = Kind(
     detailed=True,
 )
 _CAPACITY = Kind(capacity.EXPECTED, lambda value: capacity.parse(_text(value)), lambda kb: _quoted(capacity.shown(kb)))
+
+
+def provider_url(text: str) -> str:
+    """A provider's URL, or ValueError: tokens and secrets go there, so it is encrypted, or on this host."""
+    parts = urlsplit(text)
+    near = parts.hostname in ("localhost", "127.0.0.1", "::1")
+    if not parts.hostname or parts.scheme not in (("https", "http") if near else ("https",)):
+        raise ValueError
+    if parts.query or parts.fragment or parts.username is not None or not text.isprintable() or " " in text:
+        raise ValueError
+    return text.rstrip("/") if parts.path == "/" else text
+
+
+def provider_word(value: Any) -> str:
+    """Text, or ValueError, as it may stand in a form and in a quoted-string (RFC 6749, appendix A)."""
+    if not _text(value).isascii() or not value.isprintable() or {'"', "\\"} & set(value):
+        raise ValueError
+    return str(value)
+
+
+def _words(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value:
+        raise ValueError
+    return tuple(provider_word(each) for each in value)
+
+
+def _algorithms(value: Any) -> tuple[str, ...]:
+    words = _words(value)
+    if not set(words) <= set(_ALGORITHMS):
+        raise ValueError
+    return words
+
+
+# RFC 7518 and RFC 8037, those with a public key: with HS256 whoever can check a token could make one.
+_ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
+_WORD_KIND = Kind("printable ASCII without quotes and backslashes", provider_word, _quoted)
+_SCOPE = Kind(
+    'scopes with spaces between them; "" for the default', lambda value: provider_word(value) or None, _or_empty
+)
+_WORD_LIST = Kind("a list of claims' names", _words, _network_list)
+_ALGORITHM_LIST = Kind("a list of " + ", ".join(map(_quoted, _ALGORITHMS)), _algorithms, _network_list)
+_URL = Kind("an https URL; http is for this host alone", lambda value: provider_url(_text(value)), _quoted)
+_URL_OR_NONE = Kind(
+    'an https URL, or "" to go by the provider\'s metadata', lambda value: value and provider_url(_text(value)), _quoted
+)
 _SIZE = _whole(1024, 1 << 30)
 _COUNT = _whole(1, 1_000_000)
 _SOON = _seconds(0.1, 3600)
@@ -185,6 +231,10 @@ _SOON = _seconds(0.1, 3600)
 def _limit(name: str, kind: Kind, about: str) -> Key:
     # The doors keep the limits that they were opened with.
     return Key(f"control.limits.{name}", f"control.limits.{name}", kind, about, restart=True)
+
+
+def _oauth2(name: str, kind: Kind, about: str) -> Key:
+    return Key(f"auth.oauth2.{name}", f"auth.oauth2.{name}", kind, about)
 
 
 def _same(name: str, kind: Kind, about: str, *, restart: bool = False) -> Key:
@@ -215,6 +265,32 @@ KEYS: tuple[Key, ...] = (
         _WHO,
         "callers who may update, release and reveal other people's tunnels",
     ),
+    _oauth2("issuer", _URL, "the provider of tokens; the default is Globus Auth"),
+    _oauth2("client_id", _WORD_KIND, "the gateway's own client at the provider; turns introspection of tokens on"),
+    _oauth2(
+        "client_secret_file",
+        _FILE,
+        "the client's secret, alone in a file; default: systemd's credential oauth2-client-secret, "
+        "then the environment's SCISTREAM_CLIENT_SECRET",
+    ),
+    _oauth2("scope", _SCOPE, "what tokens must be for; default: scistream, at Globus its form with the client id"),
+    _oauth2("audience", _WORD_KIND, "whom tokens must be for; turns local validation of JWTs on"),
+    _oauth2("jwt", _BOOLEAN, "false: the provider is asked about JWTs as well, and so about their revocation"),
+    _oauth2("algorithms", _ALGORITHM_LIST, "signatures of JWTs that are believed"),
+    _oauth2("user_claims", _WORD_LIST, "what names a caller: the first claim that is there; all count in policies"),
+    _oauth2("groups_claim", _WORD_KIND, "the claim with the caller's groups"),
+    _oauth2("login_client_id", _WORD_KIND, "the public client that users' `s2uc login` takes; empty: they know it"),
+    _oauth2("introspection_endpoint", _URL_OR_NONE, "where to ask about tokens (RFC 7662)"),
+    _oauth2("jwks_uri", _URL_OR_NONE, "where the keys for JWTs are"),
+    _oauth2("timeout", _seconds(0.1, 60), "how long the provider may take to answer"),
+    _oauth2("cache", _seconds(0, 3600), "how long a good token is not asked about again: so long revocation may take"),
+    _oauth2("negative_cache", _seconds(0, 3600), "and one that is not good"),
+    _oauth2("leeway", _seconds(0, 600), "how far the provider's clock and ours may be apart"),
+    Key("auth.mtls.ca", "auth.mtls.ca", _FILE, "who signs client certificates, PEM; turns them on"),
+    Key("auth.mtls.crl", "auth.mtls.crl", _FILE, "revoked client certificates, PEM; needs one of each CA that signs"),
+    Key("auth.tokens.file", "auth.tokens", _FILE, "static tokens, made by `s2ctl token create`; turns them on"),
+    Key("auth.failures.burst", "auth.failures.burst", _COUNT, "failures of one address or identity that go at once"),
+    Key("auth.failures.per_minute", "auth.failures.per_minute", _COUNT, "failures that are forgotten in a minute"),
     _same("lan", _NETWORKS, "what inbound tunnels may forward to; empty: the attached networks, RFC 1918, RFC 4193"),
     _same("policy", _POLICY, "who may have which tunnels; the first rule that fits decides"),
     _same("idle_timeout", _seconds(0, 3650 * _DAYS), "end a tunnel that had no connection for so long; 0: never"),

@@ -28,7 +28,18 @@ from scistreamd.control.server import ControlServer
 from scistreamd.dataserver import DataServerType
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.gate import Gate
-from scistreamd.interfaces import Authority, Bind, CounterBooks, Counters, Launcher, Passing, PortsBusy, Store, Traffic
+from scistreamd.interfaces import (
+    Authenticator,
+    Authority,
+    Bind,
+    CounterBooks,
+    Counters,
+    Launcher,
+    Passing,
+    PortsBusy,
+    Store,
+    Traffic,
+)
 from scistreamd.kernel import kernel_traffic
 from scistreamd.keys import TunnelKeys
 from scistreamd.manager import Manager
@@ -69,7 +80,8 @@ class Plugged:
     daemon, and ``store`` keeps the books of those tunnels; ``authority``
     decides about users of this host; ``traffic`` is what the kernel's network does
     for tunnels, in the order of asking; ``counter_books`` keep what is counted of tunnels
-    that outlive the daemon, ``passing`` counts while there is none; ``doors`` are built once the manager is there.
+    that outlive the daemon, ``passing`` counts while there is none; ``authenticators``: the ways to prove who one is, for these settings;
+    ``doors`` are built once the manager is there.
     """
 
     launcher: Launcher | None = None
@@ -78,6 +90,7 @@ class Plugged:
     traffic: Sequence[Traffic] = ()
     counter_books: CounterBooks | None = None
     passing: Passing | None = None
+    authenticators: Callable[[Settings], Sequence[Authenticator]] = lambda settings: ()
     doors: Sequence[Callable[[Manager, Gate, Counters], FrontDoor]] = ()
 
 
@@ -85,7 +98,10 @@ class Gateway:
     """The parts of one gateway, joined: manager, gate, launchers, control port, further front doors."""
 
     def __init__(self, settings: Settings, runtime: Path, any_address: IPAddress, plugged: Plugged) -> None:
-        """``runtime``: a directory of ours for keys and control sockets; ``any_address``: the widest wildcard."""
+        """``runtime``: a directory of ours for keys and control sockets; ``any_address``: the widest wildcard.
+
+        Raises ScistreamError where a configured authenticator cannot be had.
+        """
         self.settings = settings
         self._network = HostNetwork(settings.times.resolve)
         self._any_address = any_address
@@ -93,7 +109,7 @@ class Gateway:
         self._process = ProcessLauncher(runtime, keepalive_idle=settings.tuning.keepalive_idle_seconds)
         self._plugged = plugged
         self.certificate_warning = ""
-        self.gate = Gate(settings, self._network, plugged.authority)
+        self.gate = Gate(settings, self._network, plugged.authority, plugged.authenticators(settings))
         self.manager = Manager(
             settings,
             self.gate,
@@ -115,6 +131,7 @@ class Gateway:
     async def start(self, listeners: Sequence[socket.socket], tls: ssl.SSLContext | None) -> None:
         """Go on with the tunnels of the daemon before, then serve on ``listeners``, which are ours from now on."""
         self._tell_missing()
+        self.gate.public = any(_is_public(each) for each in listeners)
         # First: to a caller whose call has started us, the bus says after 25 s without our name that we are not there.
         for door in self._doors:
             await door.open()
@@ -136,10 +153,16 @@ class Gateway:
         self._network.close()
 
     def reconfigure(self, settings: Settings) -> None:
-        """Go by other settings from now on, but for those that need a restart (`configfile.needs_restart`)."""
+        """Go by other settings from now on, but for those that need a restart (`configfile.needs_restart`).
+
+        Raises ScistreamError where a configured authenticator cannot be had; then nothing has changed.
+        """
+        authenticators = self._plugged.authenticators(settings)
+        if self.settings.auth.mtls.ca is not None:
+            self.server.forget_certificates()
         self.settings = settings
         self._network.resolve_seconds = settings.times.resolve
-        self.gate.reconfigure(settings)
+        self.gate.reconfigure(settings, authenticators)
         self.manager.reconfigure(settings)
         for door in self._doors:
             door.settings_changed()
@@ -149,7 +172,7 @@ class Gateway:
         """One line for people: how many tunnels and free ports there are, and what an operator should see to."""
         tunnels, free = len(self.manager), self.manager.free_ports
         line = f"{tunnels} tunnel{'s' * (tunnels != 1)}, {free} port{'s' * (free != 1)} free"
-        return f"{line}; {self.certificate_warning}" if self.certificate_warning else line
+        return "; ".join([line, *self.gate.warnings, *([self.certificate_warning] if self.certificate_warning else [])])
 
     @property
     def idle(self) -> bool:
@@ -217,7 +240,12 @@ class Stop:
             self._task.cancel()
 
 
-async def run(settings: Settings, control: ControlPort, started: Callable[[Endpoint], None]) -> None:
+async def run(
+    settings: Settings,
+    control: ControlPort,
+    authenticators: Callable[[Settings], Sequence[Authenticator]],
+    started: Callable[[Endpoint], None],
+) -> None:
     """The life of s2cs: serve until SIGTERM or SIGINT, then end every tunnel and return.
 
     ``started`` is called with the listener of the control port when it serves.
@@ -229,7 +257,7 @@ async def run(settings: Settings, control: ControlPort, started: Callable[[Endpo
         listener = undo.enter_context(_control_socket(control))
         runtime = undo.enter_context(runtime_directory())
         traffic = await undo.enter_async_context(kernel_traffic(settings, lasting=False))
-        gateway = Gateway(settings, runtime, any_address(), Plugged(traffic=traffic))
+        gateway = Gateway(settings, runtime, any_address(), Plugged(traffic=traffic, authenticators=authenticators))
         try:
             await gateway.start([listener], tls)
             address, port = listener.getsockname()[:2]
@@ -268,6 +296,13 @@ def run_to_its_end(life: Coroutine[Any, Any, None]) -> int:
         # Not sys.exit(): it would wait for lookups that no name server answers.
         os._exit(128 + signal.SIGTERM)
     return 0
+
+
+def _is_public(listener: socket.socket) -> bool:
+    """Whether other hosts can reach it."""
+    if listener.family == socket.AF_UNIX:
+        return False
+    return not ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
 
 
 def any_address() -> IPAddress:

@@ -9,17 +9,26 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import hashlib
+import ipaddress
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 from scistreamd.config import Settings
 from scistreamd.dataserver import DATA_SERVERS
 from scistreamd.errors import BugError, Code, ScistreamError, invalid
-from scistreamd.identity import Credentials
+from scistreamd.identity import Credentials, Identity
 from scistreamd.interfaces import Authenticator, Authority, Network
 from scistreamd.model import Caller, Endpoint, IPAddress, IPNetwork, Security, Target
 from scistreamd.policy import why_no_target
 from scistreamd.rules import DEFAULT, LOOPBACK, PRIVATE, ROOT, Question, Rule, Ruling, decide, inside
+from scistreamd.throttle import Throttle
+
+# Credentials that were good lately: they are not held to what others from the same address do.
+_REMEMBERED = 4096
+# What counts as a failure of who is known: trying what is not theirs.
+_TRYING = (Code.PERMISSION_DENIED, Code.NOT_FOUND)
 
 
 class Verb(enum.Enum):
@@ -68,31 +77,77 @@ class Gate:
         self._network = network
         self._authority = authority
         self._authenticators = tuple(authenticators)
+        self._throttle = Throttle(settings.auth.failures)
+        self._proven: OrderedDict[bytes, None] = OrderedDict()
+        # Whether a listener of the control port can be reached from other hosts; the composition root knows.
+        self.public = False
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the operator should know of who is served, while other hosts can reach the control port."""
+        strict = self._settings.require_auth
+        if not self.public or (self._authenticators and strict):
+            return ()
+        if self._authenticators:
+            return ("require_auth = false: callers who prove nothing are served as well",)
+        if strict:
+            return ("no authentication is configured: requests of other hosts are refused",)
+        return ("NO AUTHENTICATION: whoever reaches the control port may use this gateway",)
 
     async def identify(self, caller: Caller, credentials: Credentials) -> Caller:
         """The caller with the identity that the first authenticator who knows the credentials vouches for.
 
         Without credentials, or without authenticators, the caller as it came.
-        Raises UNAUTHENTICATED where nobody knows them, and UNAVAILABLE where
-        nobody does and one could not be asked.
+        Raises UNAUTHENTICATED where nobody knows them, UNAVAILABLE where
+        nobody does and one could not be asked, and RESOURCE_EXHAUSTED where
+        this peer, or who it proves to be, has failed too often lately.
         """
         if not credentials or not self._authenticators:
             return caller
+        peer, digest = _network(caller.peer), _digest(credentials)
+        if digest not in self._proven:
+            self._throttle.check(peer)
+        try:
+            known = replace(caller, identity=await self._identity(credentials))
+        except ScistreamError as problem:
+            if problem.code is Code.UNAUTHENTICATED:
+                self._proven.pop(digest, None)
+                self._throttle.fail(peer)
+            raise
+        self._remember(digest)
+        self._throttle.check(known.principal)
+        return known
+
+    def failed(self, caller: Caller, code: Code) -> None:
+        """A call of this caller has ended so; who is known and tries what is not theirs is slowed down."""
+        if caller.identity is not None and code in _TRYING:
+            self._throttle.fail(caller.principal)
+
+    def _remember(self, digest: bytes) -> None:
+        self._proven[digest] = None
+        self._proven.move_to_end(digest)
+        if len(self._proven) > _REMEMBERED:
+            self._proven.popitem(last=False)
+
+    async def _identity(self, credentials: Credentials) -> Identity:
         unavailable: ScistreamError | None = None
         for each in self._authenticators:
             try:
                 identity = await each.identify(credentials)
             except ScistreamError as problem:
+                if problem.code is Code.UNAUTHENTICATED:
+                    raise self._unauthenticated(problem.message, problem.hint) from None
                 if problem.code is not Code.UNAVAILABLE:
                     raise
                 unavailable = unavailable or problem
                 continue
             if identity is not None:
-                return replace(caller, identity=identity)
+                return identity
         raise unavailable or self._unauthenticated("these credentials are not valid here", "log in again: s2uc login")
 
     def _unauthenticated(self, message: str, hint: str) -> ScistreamError:
-        challenges = [str(each.challenge) for each in self._authenticators]
+        # Two may ask for the same, as those of one provider do.
+        challenges = list(dict.fromkeys(str(each.challenge) for each in self._authenticators))
         return ScistreamError(Code.UNAUTHENTICATED, message, hint, challenges)
 
     def admit(self, caller: Caller, verb: Verb) -> Grant:
@@ -120,8 +175,10 @@ class Gate:
     def reconfigure(self, settings: Settings, authenticators: Sequence[Authenticator] | None = None) -> None:
         """Judge by other settings from now on, and ask other authenticators where some are given."""
         self._settings = settings
+        self._throttle.limits = settings.auth.failures
         if authenticators is not None:
             self._authenticators = tuple(authenticators)
+            self._proven.clear()
 
     async def authorize(self, caller: Caller, verb: Verb, owner: str | None = None) -> Grant:
         """Allow a user of this host the verb: root always, others as the authority decides.
@@ -249,6 +306,17 @@ class Gate:
         if all(inside(address, near) for address in addresses):
             return near
         return (*near, *await self._network.attached())
+
+
+def _network(peer: IPAddress | None) -> str:
+    """Whose failures count together: an address, of IPv6 the network that one host usually has."""
+    if isinstance(peer, ipaddress.IPv6Address):
+        return str(ipaddress.IPv6Network((peer, 64), strict=False))
+    return str(peer)
+
+
+def _digest(credentials: Credentials) -> bytes:
+    return hashlib.sha256(credentials.token.encode() + b"\0" + credentials.certificate).digest()
 
 
 def _literal(target: Target) -> IPAddress:

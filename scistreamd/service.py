@@ -92,6 +92,7 @@ class Service:
         tasks = [asyncio.create_task(work) for work in works]
         self._notifier.ready(self._gateway.status)
         _log.info("serves: %s", self._gateway.status)
+        self._warn_of_callers()
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -110,6 +111,10 @@ class Service:
         if not self._telling:
             self._telling = True
             asyncio.get_running_loop().call_soon(self._tell)
+
+    def _warn_of_callers(self) -> None:
+        for warning in self._gateway.gate.warnings:
+            _log.warning("%s; docs/authentication.md says what can be done about it", warning)
 
     def _warn(self, warning: str) -> None:
         self._gateway.certificate_warning = warning
@@ -152,16 +157,17 @@ class Service:
         before = self._gateway.settings
         try:
             settings, tls = self._load()
+            self._gateway.reconfigure(settings)
         except Exception as error:
             _log.error("not reloaded, the configuration before stays: %s", error)
             reason = error.message if isinstance(error, ScistreamError) else "internal error"
             self._notifier.ready(f"{self._gateway.status}; not reloaded: {reason}")
             raise
-        self._gateway.reconfigure(settings)
         self._gateway.server.replace_context(tls)
         logs.set_level(settings.log_level)
         for name in configfile.needs_restart(before, settings):
             _log.warning("%s has changed: it is taken up by the next start", name)
+        self._warn_of_callers()
         _log.info("reloaded")
         self._notifier.ready(self._gateway.status)
 

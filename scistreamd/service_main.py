@@ -23,7 +23,7 @@ from scistreamd.errors import Code, ScistreamError
 if TYPE_CHECKING:
     from scistreamd.daemon import FrontDoor, Plugged
     from scistreamd.gate import Gate
-    from scistreamd.interfaces import Counters
+    from scistreamd.interfaces import Authenticator, Counters
     from scistreamd.manager import Manager
 
 _ABOUT = """\
@@ -78,13 +78,18 @@ def _settings(options: Namespace) -> Settings:
 
 
 def _check(options: Namespace) -> int:
+    from scistreamd import authenticators
+    from scistreamd.authenticators.secret import client_secret
     from scistreamd.configfile import effective
 
     settings = _settings(options)
     if settings.control.certificate is not None:
         from scistreamd.control.tls import server_context
 
-        server_context(*_certificate(settings))
+        server_context(*_certificate(settings), settings.auth.mtls)
+    # Its other sources are the daemon's alone.
+    known = settings.auth.oauth2.client_secret_file is not None
+    authenticators.build(settings.auth, client_secret if known else lambda auth: "")
     if not options.quiet:
         print(effective(settings), end="")
     return 0
@@ -135,7 +140,7 @@ async def _plug(
             "not started by systemd as a service of this host: data servers are children, and end with the daemon"
         )
         async with kernel_traffic(settings, lasting=False) as traffic:
-            yield Plugged(traffic=traffic, doors=_metrics_doors(metrics))
+            yield Plugged(traffic=traffic, authenticators=_authenticators, doors=_metrics_doors(metrics))
         return
     from scistreamd.bus import Bus
     from scistreamd.bus_door import BusDoor
@@ -162,6 +167,7 @@ async def _plug(
                 authority=Polkit(bus),
                 traffic=traffic,
                 passing=passing,
+                authenticators=_authenticators,
                 counter_books=FileCounterBooks(_state() / "counters"),
                 doors=[
                     lambda manager, gate, counters: BusDoor(
@@ -198,6 +204,13 @@ def _refuse(problem: ScistreamError) -> NoReturn:
     raise problem
 
 
+def _authenticators(settings: Settings) -> Sequence[Authenticator]:
+    from scistreamd import authenticators
+    from scistreamd.authenticators.secret import client_secret
+
+    return authenticators.build(settings.auth, client_secret)
+
+
 def _load(options: Namespace) -> tuple[Settings, ssl.SSLContext]:
     """The settings and the control port's TLS, as the files are now; ScistreamError where something is wrong."""
     from scistreamd.control.tls import server_context
@@ -206,7 +219,7 @@ def _load(options: Namespace) -> tuple[Settings, ssl.SSLContext]:
     settings = _settings(options)
     if settings.control.certificate is None:
         ensure(_state() / "control")
-    return settings, server_context(*_certificate(settings))
+    return settings, server_context(*_certificate(settings), settings.auth.mtls)
 
 
 def _certificate(settings: Settings) -> tuple[Path, Path]:

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "scistreamd"
 
 CORE = {
     "", "model", "identity", "rules", "rulefile", "errors", "config",
-    "policy", "ports", "lifecycle", "interfaces", "options", "names", "records",
+    "policy", "throttle", "ports", "lifecycle", "interfaces", "options", "names", "records",
     "units", "unit_properties", "nftrules", "sourcefilter", "netattributes", "shaping", "capacity", "portcheck",
     "counts", "legs", "sock", "tally",
     "nft", "nft.attributes", "nft.conditions", "nft.decode", "nft.evaluate", "nft.expressions", "nft.facts", "nft.host",
@@ -24,13 +24,16 @@ ADAPTERS = {
     "child", "process", "places", "readiness", "sockets", "network", "keys", "runtime", "logs", "spawn",
     "activation", "capabilities", "configread", "controlcert", "certificate_watch",
     "store", "journal", "programs", "service_watch", "systemd1", "systemd_held", "systemd_launcher", "systemd_wire",
+    "authenticators", "authenticators.claims", "authenticators.flights", "authenticators.jwks", "authenticators.web",
+    "authenticators.metadata", "authenticators.mtls", "authenticators.oauth2", "authenticators.secret",
+    "authenticators.tokens",
     "bus", "bus_wire", "polkit", "netlink", "nfttable", "nftmessages", "guard", "portview",
     "rates", "taken", "tc", "routes",
     "counterbooks", "sockdiag", "metrics", "metrics_http", "packetcount",
     "nft_dump", "host_view", "firewall", "firewalld",
 }  # fmt: skip
 # What a command line tool and the daemon do alike.
-SHARED = {"addresses", "files", "selfsigned"}
+SHARED = {"addresses", "files", "selfsigned", "tokenfile"}
 SERVICE = {"gate", "manager", "books", "flows", "meter", "planning", "registry", "reservations", "tunnel"}
 CONTROL = "control"
 BUS_DOOR = {"bus_api", "bus_calls", "bus_objects", "bus_options", "bus_signals", "bus_view"}

@@ -3,15 +3,19 @@ _s2ctl() {
     local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} verb=${COMP_WORDS[1]}
     [[ $cur == "=" ]] && cur=
     [[ $prev == "=" ]] && prev=${COMP_WORDS[COMP_CWORD-2]}
-    case $verb in cert|config) verb+=" ${COMP_WORDS[2]}";; esac
+    case $verb in cert|token|config) verb+=" ${COMP_WORDS[2]}";; esac
     local options= ids= files=
     COMPREPLY=()
     if (( COMP_CWORD == 1 )); then
-        COMPREPLY=($(compgen -W "list status show inbound outbound update extend release logs watch top check cert config version" -- "$cur"))
+        COMPREPLY=($(compgen -W "list status show inbound outbound update extend release logs watch top check cert token config version" -- "$cur"))
         return
     fi
     if (( COMP_CWORD == 2 )) && [[ ${COMP_WORDS[1]} == cert ]]; then
         COMPREPLY=($(compgen -W "create show" -- "$cur"))
+        return
+    fi
+    if (( COMP_CWORD == 2 )) && [[ ${COMP_WORDS[1]} == token ]]; then
+        COMPREPLY=($(compgen -W "create list revoke" -- "$cur"))
         return
     fi
     if (( COMP_CWORD == 2 )) && [[ ${COMP_WORDS[1]} == config ]]; then
@@ -21,8 +25,8 @@ _s2ctl() {
     case $prev in
         --json) COMPREPLY=($(compgen -W "short pretty off" -- "$cur")); return;;
         -H|--host) COMPREPLY=($(compgen -A hostname -- "$cur")); return;;
-        --address|-n|--lines|-p|--property|--type|--listen|--rate|--security|--lifetime|--allow-from|--label|--uid|--drain|-d|--delay|--count|--ip|--dns|--days) return;;
-        --uid-file|--out|--key|--config) COMPREPLY=($(compgen -f -- "$cur")); return;;
+        --address|-n|--lines|-p|--property|--type|--listen|--rate|--security|--lifetime|--allow-from|--label|--uid|--drain|-d|--delay|--count|--ip|--dns|--days|--expires) return;;
+        --uid-file|--out|--key|--file|--config) COMPREPLY=($(compgen -f -- "$cur")); return;;
         --sort) COMPREPLY=($(compgen -W "rate in out bytes conns rtt retrans id label" -- "$cur")); return;;
         --span) COMPREPLY=($(compgen -W "1 10 60" -- "$cur")); return;;
     esac
@@ -41,6 +45,9 @@ _s2ctl() {
         "check") options="-h --help -q --quiet --json --no-pager --no-legend -H --host --address";;
         "cert create") options="-h --help --ip --dns --out --key --days --force";;
         "cert show") options="-h --help --json" files=1;;
+        "token create") options="-h --help --expires --file --json --no-pager";;
+        "token list") options="-h --help --file --json --no-pager --no-legend";;
+        "token revoke") options="-h --help --file -q --quiet";;
         "config show") options="-h --help --config --json --no-pager";;
         "config check") options="-h --help --config -q --quiet";;
         "version") options="-h --help";;

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from scistreamd import __version__
 from scistreamd.cli import init, output
-from scistreamd.cli.options import EXIT_USAGE, Parser, UsageError, checked, integer
-from scistreamd.config import FirewallMode, Settings
+from scistreamd.cli.options import EXIT_USAGE, Parser, UsageError, checked, integer, spelled
+from scistreamd.config import GLOBUS, Auth, FirewallMode, OAuth2, Settings
+from scistreamd.configkeys import provider_url, provider_word
 from scistreamd.dataserver import DATA_SERVERS, parse_type
 from scistreamd.errors import ScistreamError, invalid
 from scistreamd.model import Endpoint, IPAddress, IPNetwork, PortRange, Security, parse_address
@@ -99,11 +100,65 @@ def _parser() -> Parser:
     parser.add_boolean(
         "--force-plaintext", help="with --ssl=False: on any address. Everybody on the way reads the UIDs"
     )
-    add("--client-id", default="", metavar="ID", help="client id at the OAuth2 provider")
-    add("--client-secret", default="", metavar="SECRET", help="not in this version: it cannot check tokens yet")
+    _add_login(parser)
     parser.add_boolean("--verbose", "-v", help="log more")
     parser.add_boolean("--version", help="print the version and exit")
     return parser
+
+
+def _add_login(parser: Parser) -> None:
+    add = parser.add_argument
+    add(
+        "--client-id",
+        default="",
+        metavar="ID",
+        type=_checked_word("--client-id"),
+        help="this gateway's client at the provider of logins: callers must bring one of its tokens",
+    )
+    add(
+        "--client-secret",
+        default="",
+        metavar="SECRET",
+        help="the client's secret; every user of this host can read it here, so better give it as a file",
+    )
+    add(
+        "--client-secret-file",
+        default="",
+        metavar="FILE",
+        help="a file with the secret alone (else: systemd's credential oauth2-client-secret, or the environment's "
+        "SCISTREAM_CLIENT_SECRET)",
+    )
+    add(
+        "--issuer",
+        default=GLOBUS,
+        metavar="URL",
+        type=_provider,
+        help="the provider of logins (default: Globus Auth)",
+    )
+    add(
+        "--scope",
+        default="",
+        metavar="SCOPE",
+        type=_checked_word("--scope"),
+        help="the scope that tokens must have (default: scistream, at Globus its form with the client id)",
+    )
+
+
+def _provider(text: str) -> str:
+    try:
+        return provider_url(text)
+    except ValueError:
+        raise UsageError("--issuer: it takes an https URL", "http is for a provider on this host alone") from None
+
+
+def _checked_word(option: str) -> Callable[[str], str]:
+    def checked_word(text: str) -> str:
+        try:
+            return provider_word(text)
+        except ValueError:
+            raise UsageError(f"{option}: printable ASCII without quotes and backslashes") from None
+
+    return checked_word
 
 
 def _address(option: str) -> Callable[[str], IPAddress]:
@@ -154,14 +209,22 @@ def _serve(options: argparse.Namespace) -> int:
     settings = _settings(options)
     _refuse_unsafe(options, settings)
     # Only now: what comes before should answer at once.
-    from scistreamd import daemon, logs
+    from scistreamd import authenticators, daemon, logs
+    from scistreamd.authenticators.secret import client_secret
     from scistreamd.control.tls import server_context
 
     logs.set_up("s2cs", "debug" if options.verbose else "info")
     daemon.harden_process()
     files = Path(options.server_crt), Path(options.server_key)
     control = daemon.ControlPort(options.listener_ip, options.port, (files, server_context) if options.ssl else None)
-    return daemon.run_to_its_end(daemon.run(settings, control, lambda listener: _announce(listener, options)))
+    given = options.client_secret
+    life = daemon.run(
+        settings,
+        control,
+        lambda settings: authenticators.build(settings.auth, (lambda auth: given) if given else client_secret),
+        lambda listener: _announce(listener, settings, options),
+    )
+    return daemon.run_to_its_end(life)
 
 
 def _settings(options: argparse.Namespace) -> Settings:
@@ -183,16 +246,24 @@ def _settings(options: argparse.Namespace) -> Settings:
         default_type=kind.name,
         default_security=options.security,
         allowed_security=options.allow_security | {options.security},
-        require_auth=False,  # as SciStream 1.2 without Globus; `_announce` says so
+        auth=Auth(_oauth2(options)),
+        # Without a provider as SciStream 1.2 without Globus; `_announce` says so.
+        require_auth=bool(options.client_id),
     )
 
 
+def _oauth2(options: argparse.Namespace) -> OAuth2:
+    if not options.client_id:
+        for option in ("client_secret", "client_secret_file", "scope"):
+            if getattr(options, option):
+                raise UsageError(f"--{spelled(option)}: without --client-id it means nothing", "give both, or neither")
+    if options.client_secret and options.client_secret_file:
+        raise UsageError("--client-secret and --client-secret-file: give one of them", "better the file")
+    file = PurePosixPath(options.client_secret_file) if options.client_secret_file else None
+    return OAuth2(options.issuer, options.client_id, file, options.scope or None)
+
+
 def _refuse_unsafe(options: argparse.Namespace, settings: Settings) -> None:
-    if options.client_secret:
-        raise UsageError(
-            "--client-secret: this version cannot check tokens yet, and does not pretend to",
-            "leave it out, and let a firewall decide who reaches the control port",
-        )
     if not options.ssl and not settings.loopback_only and not options.force_plaintext:
         raise UsageError(
             "--ssl=False: in plaintext everybody on the way reads the UIDs, which are the tunnels' keys",
@@ -201,10 +272,15 @@ def _refuse_unsafe(options: argparse.Namespace, settings: Settings) -> None:
         )
 
 
-def _announce(listener: Endpoint, options: argparse.Namespace) -> None:
+def _announce(listener: Endpoint, settings: Settings, options: argparse.Namespace) -> None:
+    if options.client_secret:
+        output.note("s2cs", "WARNING: every user of this host reads --client-secret in the list of processes")
     if not options.ssl:
         output.note("s2cs", "WARNING: the control port is not encrypted; whoever reads it can join every tunnel")
-    if not listener.address.is_loopback:
+    oauth2 = settings.auth.oauth2
+    if settings.require_auth:
+        output.note("s2cs", f"callers log in at {oauth2.issuer} for the scope {oauth2.wanted_scope}")
+    elif not listener.address.is_loopback:
         output.note("s2cs", "no authentication is configured: whoever reaches the control port may use this gateway")
     secure = "Secure" if options.ssl else "INSECURE (plaintext)"
     print(f"{secure} gRPC Server started on {listener}", flush=True)

@@ -22,6 +22,7 @@ _CERTIFICATE = "scistreamd.cli.certificate"
 _READING = "scistreamd.cli.ctl.reading"
 _CHANGING = "scistreamd.cli.ctl.changing"
 _CONFIGURATION = "scistreamd.cli.ctl.configuration"
+_TOKENS = "scistreamd.cli.ctl.tokens"
 _MAX_DAYS = 36500
 
 
@@ -104,6 +105,14 @@ TOOL = Tool(
             lazily(_CERTIFICATE, "create"),
         ),
         Command("cert show", "say what a certificate file holds", _show_arguments, lazily(_CERTIFICATE, "show")),
+        Command(
+            "token create",
+            "make a token for a caller of the control port",
+            arguments.token_create,
+            lazily(_TOKENS, "create"),
+        ),
+        Command("token list", "show the tokens that were made", arguments.token_list, lazily(_TOKENS, "listed")),
+        Command("token revoke", "make tokens worthless", arguments.token_revoke, lazily(_TOKENS, "revoke")),
         Command("config show", "print the settings in force", arguments.config, lazily(_CONFIGURATION, "show")),
         Command(
             "config check", "check the configuration's files", arguments.config_check, lazily(_CONFIGURATION, "check")

@@ -84,6 +84,17 @@ class ControlServer:
         """Use another certificate for new connections; those that exist keep theirs."""
         self._context = context
 
+    def forget_certificates(self) -> None:
+        """Take the client certificates that were verified by now for nothing: other CAs may decide from now on.
+
+        Who has no call under way is hung up on, and connects again; calls go on as they began.
+        """
+        for session in tuple(self._sessions):
+            if session.calls.certificate:
+                session.calls.certificate = b""
+                if not session.calls.tasks:
+                    session.hang_up("who may connect has changed")
+
     async def close(self, grace: float) -> None:
         """Stop: no new connection, UNAVAILABLE for waiting calls, ``grace`` seconds for those at work.
 

@@ -18,7 +18,7 @@ from h2.exceptions import ProtocolError
 from scistreamd.control import scistream_pb2 as pb
 from scistreamd.control import wire
 from scistreamd.control.calls import CALLER, CERTIFICATE
-from scistreamd.errors import ScistreamError
+from scistreamd.errors import Code, ScistreamError
 from scistreamd.gate import Grant, Verb
 from scistreamd.identity import Credentials
 from scistreamd.model import Answer, Caller, Options, Role, Target, Uid
@@ -55,7 +55,10 @@ class Admits(Protocol):
     """What this front door asks of `scistreamd.gate.Gate`."""
 
     async def identify(self, caller: Caller, credentials: Credentials) -> Caller:
-        """The caller with what the credentials prove; raises UNAUTHENTICATED or UNAVAILABLE."""
+        """The caller with what the credentials prove; UNAUTHENTICATED, UNAVAILABLE or RESOURCE_EXHAUSTED else."""
+
+    def failed(self, caller: Caller, code: Code) -> None:
+        """Hear of a call that has failed."""
 
     def admit(self, caller: Caller, verb: Verb) -> Grant:
         """Allow the verb, or raise UNAUTHENTICATED or PERMISSION_DENIED."""
@@ -183,6 +186,7 @@ async def outcome(
         trail.close(f"{error.status.name} {error.message}")
         raise
     except ScistreamError as error:
+        gate.failed(trail.caller, error.code)
         trail.close(f"{error.code.name} {veiled(error.message)}")
         raise Refusal(error) from None
     except Exception:

@@ -33,6 +33,7 @@ property FreePorts u true
 property DefaultType s true
 property Types as const
 property NTunnels u true
+property Warnings as true
 signal TunnelAdded(id s, path o)
 signal TunnelRemoved(id s, path o)
 """

@@ -94,6 +94,9 @@ class Doorman:
     async def identify(self, caller: Caller, credentials: Credentials) -> Caller:
         return caller
 
+    def failed(self, caller: Caller, code: Code) -> None:
+        """Nobody is slowed down here."""
+
     def admit(self, caller: Caller, verb: Verb) -> Grant:
         if verb in self.closed_for:
             raise ScistreamError(Code.PERMISSION_DENIED, f"{verb.value} is not yours", "ask the operator")

@@ -225,6 +225,7 @@ async def test_the_gateways_properties(scene: Door, client: Client) -> None:
         "DefaultType": "Haproxy",
         "Types": ["Haproxy", "Nginx", "Stunnel", "HaproxySubprocess", "NginxSubprocess", "StunnelSubprocess"],
         "NTunnels": 1,
+        "Warnings": [],
     }
     [ports] = await client.raw(names.ROOT, names.PROPERTIES, "Get", "ss", names.MANAGER, "PortRange")
     assert (ports.signature, ports.value) == ("(qq)", [27800, 27809])

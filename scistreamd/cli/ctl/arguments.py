@@ -297,3 +297,35 @@ def _drain(text: str) -> int:
     if found > _MAX_DRAIN:
         raise ArgumentTypeError(f"{text!r} is more than a day")
     return found
+
+
+def _token_file(parser: Parser) -> None:
+    parser.add_argument(
+        "--file", metavar="FILE", help="the tokens' file (default: auth.tokens.file of the configuration)"
+    )
+
+
+def token_create(parser: Parser) -> None:
+    """``token create``."""
+    parser.add_argument("name", metavar="NAME", help="whose it is, as policies and logs name the caller")
+    parser.add_argument(
+        "--expires",
+        type=seconds,
+        metavar="DURATION",
+        help="how long it is good: seconds, or 90m, 2h, 30d (default: until it is revoked)",
+    )
+    _token_file(parser)
+    _output(parser)
+
+
+def token_list(parser: Parser) -> None:
+    """``token list``."""
+    _token_file(parser)
+    _output(parser, table=True)
+
+
+def token_revoke(parser: Parser) -> None:
+    """``token revoke``."""
+    parser.add_argument("names", nargs="+", metavar="NAME", help="a token's name")
+    _token_file(parser)
+    _quiet(parser, "say nothing")

@@ -91,6 +91,7 @@ def _gateway_status(screen: Screen, facts: Facts, rows: Sequence[Row]) -> int:
                     ("Ports", f"{first}-{last}, {facts.free_ports} of {last - first + 1} free"),
                     ("Inbound listeners", facts.listener_address or "every address"),
                     ("Data servers", f"{', '.join(facts.types)} (default: {facts.default_type})"),
+                    *(("Warning", Cell(each, YELLOW)) for each in facts.warnings),
                 ],
             ),
         ]

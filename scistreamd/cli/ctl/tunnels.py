@@ -114,6 +114,7 @@ class Facts:
     default_type: str
     types: list[str]
     tunnels: int
+    warnings: list[str]
 
 
 @dataclass(frozen=True)
@@ -171,9 +172,10 @@ class Tunnels:
     def facts(self) -> Facts:
         """The gateway's properties."""
         (found,) = self._bus.read(names.ROOT, names.PROPERTIES, "GetAll", "s", names.MANAGER)
-        return Facts(
-            *_values(found, "Version", "ListenerAddress", "PortRange", "FreePorts", "DefaultType", "Types", "NTunnels")
-        )
+        # A daemon that has not been restarted since an upgrade knows no warnings.
+        warnings = _values(found, "Warnings")[0] if "Warnings" in found else []
+        known = ("Version", "ListenerAddress", "PortRange", "FreePorts", "DefaultType", "Types", "NTunnels")
+        return Facts(*[*_values(found, *known), warnings])
 
     def find(self, text: str) -> str:
         """The id of the tunnel that an id, the start of one, a label, or a UID (also ``-``, ``@FILE``) names.
