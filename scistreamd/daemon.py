@@ -80,8 +80,8 @@ class Plugged:
     daemon, and ``store`` keeps the books of those tunnels; ``authority``
     decides about users of this host; ``traffic`` is what the kernel's network does
     for tunnels, in the order of asking; ``counter_books`` keep what is counted of tunnels
-    that outlive the daemon, ``passing`` counts while there is none; ``authenticators``: the ways to prove who one is, for these settings;
-    ``doors`` are built once the manager is there.
+    that outlive the daemon, ``passing`` counts while there is none; ``authenticators``: the ways to
+    prove who one is, for these settings; ``doors`` are built once the manager is there.
     """
 
     launcher: Launcher | None = None
