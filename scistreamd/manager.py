@@ -266,14 +266,15 @@ class Manager:
         return self._settings.idle_timeout
 
     def end_idle(self, used: Callable[[str], float]) -> None:
-        """End the active tunnels without a connection for `idle_timeout`.
+        """End the active tunnels without a connection for `idle_timeout`; not those with UDP, which nothing counts.
 
         ``used``: when a connection was open last, seconds since the epoch, 0: never.
         """
         limit = self._settings.idle_timeout
         for tunnel in self._registry:
             last = max(used(tunnel.id), tunnel.created)
-            if limit and tunnel.state is State.ACTIVE and time.time() - last > limit:
+            counted = not any(bind.udp for bind in tunnel.binds)
+            if limit and counted and tunnel.state is State.ACTIVE and time.time() - last > limit:
                 self._spawn(self._end(tunnel, f"it had no connection for {limit:g} s (idle_timeout)"))
 
     @property

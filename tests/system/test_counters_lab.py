@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.system.gateways import OUTBOUND_ADDRESS, TYPES, Field, Stream, field_of, one, restarted
+from tests.system.gateways import OUTBOUND_ADDRESS, PRODUCER, TYPES, Field, Stream, field_of, gateway, one, restarted
 from tests.system.host import Host
 from tests.system.lab import Lab
 
@@ -106,3 +108,32 @@ def client(field: Field, tunnel: Stream, ends: contextlib.ExitStack) -> Stream:
     running = ends.enter_context(consumer.start(script))
     consumer.wait_until(lambda: "streams" in running.output(), "streaming")
     return replace(tunnel, client=running)
+
+
+def test_metrics_where_their_socket_is_switched_on(lab: Lab) -> None:
+    """By the lines of docs/counters.md; off before, and off again after."""
+    unit, fetch = "scistreamd-metrics.socket", ["python3", "-c", _FETCH]
+    with gateway(lab["producers2"]) as host:
+        host.run(["systemctl", "start", "scistreamd.service"])
+        assert host.run(["systemctl", "is-enabled", unit], check=False).stdout == "disabled\n"
+        assert host.run(fetch, check=False).returncode != 0
+        host.run(["systemd-analyze", "verify", "--man=no", unit])
+        tunnel = host.run(["s2ctl", "inbound", "-q", "--label", "measured", f"{PRODUCER}:1"]).stdout.strip()
+        document = (Path(__file__).parent.parent.parent / "docs" / "counters.md").read_text()
+        [block] = re.findall(r"```sh\n(systemctl enable.*?)```", document, re.DOTALL)
+        try:
+            for line in block.splitlines():
+                host.run(line.split())
+            text = host.run(fetch).stdout
+            labels = f'id="{tunnel}",label="measured",role="PROD",type="Haproxy"'
+            assert f'scistreamd_tunnel_bytes_total{{direction="in",{labels}}} 0.0\n' in text
+            assert "scistreamd_counters_available 1.0\n" in text
+            assert ":9641" not in host.run(["ss", "-Htln", "not src 127.0.0.1"]).stdout
+            host.run(["s2ctl", "release", "-q", tunnel])
+            assert tunnel not in host.run(fetch).stdout
+        finally:
+            host.run(["systemctl", "disable", "--now", unit])
+        host.run(["systemctl", "restart", "scistreamd.service"])
+
+
+_FETCH = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:9641/metrics', timeout=10).read().decode())"
