@@ -27,6 +27,7 @@ from scistreamd.portcheck import Look, Socket, overlap
 FRONT_DOOR = "D-Bus"
 _PROBES_AT_ONCE = 200
 _MOST_PORTS = 4096
+_MOST_JUDGED = 256  # a big firewall takes 20 ms a port
 
 
 class Tunnels(Protocol):
@@ -55,6 +56,9 @@ class Tunnels(Protocol):
 
     async def extend(self, grant: Grant, tunnel_id: str, seconds: int) -> TunnelView:
         """Set the lifetime from now on; 0: no end."""
+
+    async def judge_ports(self, ports: Sequence[int]) -> list[tuple[str, str]]:
+        """What the firewall does to connections to these ports."""
 
     async def look_at_ports(self) -> Look:
         """Who has which ports of this host."""
@@ -255,11 +259,14 @@ class BusApi:
             raise invalid("ports", f"{len(ports)} entries, at most {_MOST_PORTS} are taken")
         look = await self._tunnels.look_at_ports()
         sockets, warning = look.by_port(), overlap(look, self._host.settings().port_range)
+        asked = [port for port in ports if port][:_MOST_JUDGED]
+        judged = dict(zip(asked, await self._tunnels.judge_ports(asked), strict=False))
         answers = []
         for index, port in enumerate(ports):
             if index % _PROBES_AT_ONCE == _PROBES_AT_ONCE - 1:
                 await asyncio.sleep(0)  # others wait for the event loop, too
-            answers.append(self._check_port(port, taken.get(port, ""), sockets.get(port, []), warning))
+            answer = self._check_port(port, taken.get(port, ""), sockets.get(port, []), warning)
+            answers.append(_with_firewall(answer, *judged.get(port, ("", ""))))
         return (answers,)
 
     def _check_port(self, port: int, tunnel_id: str, there: Sequence[Socket], warning: str) -> dict[str, Typed]:
@@ -331,3 +338,9 @@ class BusApi:
         """The tunnel whose object is called; the object is known to be there."""
         trail.asked, trail.tunnel = True, names.tunnel_id(call.path) or "-"
         return trail.tunnel
+
+
+def _with_firewall(answer: dict[str, Typed], verdict: str, said: str) -> dict[str, Typed]:
+    """An answer of CheckPorts with what the firewall does; an empty verdict where nobody looked."""
+    warnings = [*answer["warnings"].value, *([said] if said else [])]
+    return answer | {"firewall": Typed("s", verdict), "warnings": Typed("as", warnings)}

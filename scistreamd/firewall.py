@@ -14,7 +14,7 @@ from scistreamd.config import FirewallMode
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.firewalld import Firewalld
 from scistreamd.interfaces import Bind, Flow
-from scistreamd.model import IPNetwork, PortRange, Role
+from scistreamd.model import Endpoint, IPNetwork, PortRange, Role
 from scistreamd.nft.host import Host
 from scistreamd.nft.judgement import Judgement, judge
 from scistreamd.nft.ruleset import Ruleset
@@ -96,9 +96,16 @@ class Firewall:
         await self._run(self._close_reader)
         self._thread.shutdown()
 
-    async def judge(self, bind: Bind, allow_from: Sequence[IPNetwork] = ()) -> Judgement:
-        """Whether the firewall lets those networks, or everybody, in to this listener now."""
-        return (await self._run(self._judged, [bind], allow_from))[0]
+    async def verdicts(self, listeners: Sequence[Endpoint]) -> list[tuple[str, str]]:
+        """See `interfaces.FirewallJudge`."""
+        if self._mode is FirewallMode.OFF:
+            return []
+        judged = await self._run(self._judged, [Bind(each) for each in listeners], ())
+        return [(each.verdict, self._said(each)) for each in judged]
+
+    def _said(self, each: Judgement) -> str:
+        hint = self._hint(each)
+        return each.short() + (f" ({hint})" if hint and each.blocked else "")
 
     # Warnings
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from scistreamd.errors import Code, ScistreamError
-from scistreamd.interfaces import Bind, Flow, Traffic
+from scistreamd.interfaces import Bind, FirewallJudge, Flow, Traffic
+from scistreamd.model import Endpoint
 from scistreamd.tunnel import Tunnel
 
 _log = logging.getLogger("scistreamd.flows")
@@ -73,6 +74,13 @@ class Flows:
         for number, part in enumerate(self._parts):
             for tunnel_id, said in (await part.reconcile(tuple(self._applied.values()))).items():
                 self._note(self._known[tunnel_id], number, said)
+
+    async def verdicts(self, listeners: Sequence[Endpoint]) -> list[tuple[str, str]]:
+        """As `interfaces.FirewallJudge` has it; none where no part knows."""
+        for part in self._parts:
+            if isinstance(part, FirewallJudge):
+                return await part.verdicts(listeners)
+        return []
 
     async def close(self) -> None:
         """The daemon ends; what outlives it stays as it is."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, S
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from scistreamd.identity import Challenge, Credentials, Identity
 from scistreamd.model import Caller, Endpoint, IPAddress, IPNetwork, Role, Security, Uid
@@ -344,6 +344,15 @@ class PortView(Protocol):
 
     async def look(self, *, programs: bool) -> Look:
         """How it is now; what cannot be seen is said in it. ``programs``: by name too, which takes longer."""
+
+
+@runtime_checkable
+class FirewallJudge(Protocol):
+    """A part of `Traffic` that knows what the host's firewall lets in."""
+
+    async def verdicts(self, listeners: Sequence[Endpoint]) -> list[tuple[str, str]]:
+        """What becomes of everybody's connections to each: accept, drop, reject, dnat or unknown; and, but for accept,
+        by which rule, with what cures it."""
 
 
 class Network(Protocol):

@@ -36,7 +36,7 @@ from scistreamd.interfaces import (
 )
 from scistreamd.legs import Way
 from scistreamd.lifecycle import Event
-from scistreamd.model import Answer, Change, IPAddress, Options, Role, State, Target, TunnelView, Uid
+from scistreamd.model import Answer, Change, Endpoint, IPAddress, Options, Role, State, Target, TunnelView, Uid
 from scistreamd.planning import Planner
 from scistreamd.portcheck import Look
 from scistreamd.registry import Registry, no_tunnel, view_of, way_of
@@ -242,6 +242,11 @@ class Manager:
     async def look_at_ports(self) -> Look:
         """Who has which ports of this host, programs by name."""
         return await self._view.look(programs=True) if self._view else Look()
+
+    async def judge_ports(self, ports: Sequence[int]) -> list[tuple[str, str]]:
+        """What the firewall does to everybody's connections to inbound tunnels there, see `Flows.verdicts`."""
+        address = self._settings.listen_inbound or self._planner.any_address
+        return await self._flows.verdicts([Endpoint(address, port) for port in ports])
 
     def watch(self, see: Callable[[Change], None]) -> Callable[[], None]:
         """Call ``see`` with every change of every tunnel; returns the way to stop that."""

@@ -48,9 +48,17 @@ class Judgement:
             return f"the firewall lets peers in to {listener}"
         if not self.blocked:
             return f"whether the firewall lets {self.peers or 'peers'} in to {listener} is unknown: {self.why}"
-        done = _DONE[Action(self.verdict)]
+        return f"the firewall blocks {listener}: {self._done()}"
+
+    def short(self) -> str:
+        """The same without the listener; empty where peers get in."""
+        if self.blocked:
+            return f"firewall: {self._done()}"
+        return "" if self.verdict == "accept" else f"firewall: whether it lets peers in is unknown: {self.why}"
+
+    def _done(self) -> str:
         what = f"what follows the first packet of {self.peers}" if self.late else self.peers
-        return f"the firewall blocks {listener}: {what} is {done} by {self.rule}"
+        return f"{what} is {_DONE[Action(self.verdict)]} by {self.rule}"
 
 
 @dataclass(frozen=True)

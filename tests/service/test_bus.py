@@ -308,7 +308,8 @@ async def test_check_ports(scene: Door, client: Client) -> None:
     had = "sshd[7] (user root) has tcp 0.0.0.0:27803, which is every address"
     warned = [overlap(scene.tunnels.look, PortRange(27800, 27809))]
     assert "ip_local_reserved_ports=27801,27800-27809" in warned[0]
-    nobody, told_off = {"sockets": [], "warnings": warned}, {"sockets": [had], "warnings": warned}
+    common = {"warnings": warned, "firewall": ""}
+    nobody, told_off = {"sockets": [], **common}, {"sockets": [had], **common}
     [answers] = await client.manager("CheckPorts", "aq", [27800, 27803, 27804, 80])
     told = [{name: each.value for name, each in answer.items()} for answer in answers]
     tunnel_id = next(iter(scene.tunnels.views))
@@ -323,10 +324,11 @@ async def test_check_ports(scene: Door, client: Client) -> None:
             "reason": "outside the range 27800-27809",
             "sockets": [],
             "warnings": [],
+            "firewall": "",
         },
     ]
     assert {name: each.signature for name, each in answers[0].items()} == {
-        "port": "q", "in-range": "b", "free": "b", "reason": "s", "sockets": "as", "warnings": "as",
+        "port": "q", "in-range": "b", "free": "b", "reason": "s", "sockets": "as", "warnings": "as", "firewall": "s",
     }  # fmt: skip
     [answers] = await client.manager("CheckPorts", "aq", [])
     assert [answer["port"].value for answer in answers] == list(range(27800, 27810))

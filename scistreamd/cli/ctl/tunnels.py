@@ -127,6 +127,7 @@ class Port:
     reason: str
     sockets: list[str]
     warnings: list[str]
+    firewall: str = ""
 
     @property
     def usable(self) -> bool:
@@ -200,7 +201,10 @@ class Tunnels:
     def ports(self, ports: Sequence[int]) -> list[Port]:
         """Whether these ports, or those of the whole range, could be listened on now."""
         (found,) = self._bus.read(names.ROOT, names.MANAGER, "CheckPorts", "aq", list(ports))
-        return [Port(*_values(each, "port", "in-range", "free", "reason", "sockets", "warnings")) for each in found]
+        return [
+            Port(*_values(each, "port", "in-range", "free", "reason", "sockets", "warnings", "firewall"))
+            for each in found
+        ]
 
     def create_inbound(self, targets: Sequence[str], options: Options) -> tuple[str, str, list[str]]:
         """Make an inbound tunnel: UID, id, listeners."""
