@@ -14,6 +14,7 @@ from scistreamd.sock import Sock, packed
 
 _PATIENCE = 3.0  # seconds for the end of a connection that is gone, until it is taken for lost
 _RIPE = 0.08  # seconds: of an opened leg that nobody saw alive the accepted one may end a little later
+_UNLIKELY_RIPE = 0.6  # where they carried so differently that another one may fit better
 _LATE = 0.5  # seconds after which the kernel has told of an end
 _TOGETHER = 1.0  # seconds between the ends of both legs; after that an opened leg was another program's
 # TLS makes of each byte that is sent by itself a record of 23, and a handshake may bring long certificates.
@@ -172,13 +173,14 @@ class Tally:
         )
         taken: set[int] = set()
         lacking = {tunnel: sums.accepted - sums.opened for tunnel, sums in self._sums.items()}
-        for _, _, cookie, tunnel, head in pairs:
+        for unlikely, _, cookie, tunnel, head in pairs:
             if {cookie, head} & taken or lacking[tunnel] <= 0:
                 continue
             taken |= {cookie, head}
             lacking[tunnel] -= 1  # also where it is too early to be sure: it is not to be had by a less likely one
             since, sock = self._strays[cookie]
-            if now - since >= _RIPE and self._sums[tunnel].ended_before(head, now - _RIPE):
+            ripe = now - (_UNLIKELY_RIPE if unlikely else _RIPE)
+            if since <= ripe and self._sums[tunnel].ended_before(head, ripe):
                 self._finish(self._new_opened(sock, tunnel), sock, since)
                 del self._strays[cookie]
                 self._sums[tunnel].forget_end(head)
