@@ -1,9 +1,10 @@
 # The two commands of a newcomer are `make demo` and `make test`; README.md tells more.
-.PHONY: help setup test test-oldest demo bench man deb rpm lint lab lab-shell lab-down clean
+.PHONY: help setup test test-firewall test-oldest demo bench man deb rpm lint lab lab-shell lab-down clean
 
 help:
 	@echo 'make demo   two gateways on loopback, a real stream through an encrypted tunnel'
 	@echo 'make test   all tests; installs what it needs (Debian packages by apt, the rest into .venv)'
+	@echo 'make test-firewall  random firewalls against the kernel, for ten minutes'
 	@echo 'make test-oldest  those of the daemon with the oldest supported versions of its libraries'
 	@echo 'make bench  the benchmarks; writes docs/PERFORMANCE.md'
 	@echo 'make man    the man pages, into build/man (needs lowdown)'
@@ -18,6 +19,10 @@ setup:
 
 test: setup
 	.venv/bin/python -m pytest
+
+# The evaluator of firewalls against the kernel, longer than `make test` does, with other rulesets each time.
+test-firewall: setup
+	FIREWALL_SECONDS=$${FIREWALL_SECONDS:-600} FIREWALL_SEED=$$(date +%s) .venv/bin/python -m pytest --timeout 0 -s tests/service/test_nft_kernel.py
 
 # The daemon with the oldest supported versions of its libraries; `make test` runs a part of it.
 test-oldest: setup

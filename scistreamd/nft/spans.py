@@ -47,19 +47,33 @@ class Spans:
         return sum(last - first + 1 for first, last in self.ranges)
 
     def __and__(self, other: Spans) -> Spans:
-        if self == other or not self.ranges:
-            return self
-        return Spans(tuple(_common(self.ranges, other.ranges)))
+        if self._covers(other):
+            return other
+        return self if other._covers(self) else Spans(tuple(_common(self.ranges, other.ranges)))
 
     def __sub__(self, other: Spans) -> Spans:
-        if not other.ranges or not self.ranges:
-            return self
-        return Spans(tuple(_without(self.ranges, other.ranges)))
+        if other._covers(self):
+            return Spans()
+        return Spans(tuple(_without(self.ranges, other.ranges))) if self._meets(other) else self
 
     def __or__(self, other: Spans) -> Spans:
-        if self == other or not other.ranges:
+        if self._covers(other):
             return self
-        return Spans.of((*self.ranges, *other.ranges)) if self.ranges else other
+        return other if other._covers(self) else Spans.of((*self.ranges, *other.ranges))
+
+    # What is so at a glance: most sets are all, none or one range, and a blocklist has 100 000.
+
+    def _covers(self, other: Spans) -> bool:
+        if not other.ranges or self.ranges is other.ranges:
+            return True
+        if len(self.ranges) != 1:
+            return False
+        return self.ranges[0][0] <= other.ranges[0][0] and other.ranges[-1][1] <= self.ranges[0][1]
+
+    def _meets(self, other: Spans) -> bool:
+        if not self.ranges or not other.ranges:
+            return False
+        return self.ranges[0][0] <= other.ranges[-1][1] and other.ranges[0][0] <= self.ranges[-1][1]
 
     def networks(self, version: int) -> Iterator[IPv4Network | IPv6Network]:
         """The same as networks of that IP version, in order."""

@@ -21,7 +21,7 @@ from tests.service.rulesets import Rulesets
 
 pytestmark = pytest.mark.skipif(not is_possible(), reason="network namespaces need root")
 
-# `make firewall-test` runs longer, from another seed each time.
+# `make test-firewall` runs longer, from another seed each time.
 SECONDS = float(os.environ.get("FIREWALL_SECONDS", "20"))
 SEED = int(os.environ.get("FIREWALL_SEED", "1"))
 OWN = frozenset(ipaddress.ip_address(each) for both in LISTENERS.values() for each in both)
