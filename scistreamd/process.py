@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import pwd
+import random
 import shutil
 import socket
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -79,8 +80,8 @@ class ProcessLauncher:
 
     @property
     def filters_sources(self) -> bool:
-        """True: `sockets.hold` has the kernel do it, on the listeners themselves."""
-        return True
+        """`sockets.hold` has the kernel do it, on the listeners themselves, where the kernel lets us."""
+        return sockets.can_filter()
 
     def places(self, tunnel_id: str) -> Places:
         """Where the files of a tunnel are."""
@@ -114,12 +115,14 @@ class ProcessLauncher:
 
     @contextlib.contextmanager
     def _user(self) -> Iterator[int | None]:
-        """A user id that no account and no other tunnel has; None where we are not root."""
+        """A user id that no account, no other tunnel and no running program has; None where we are not root."""
         if os.geteuid() != 0:
             yield None
             return
-        taken = self._uids | {entry.pw_uid for entry in pwd.getpwall()}
-        uid = next((uid for uid in range(_FIRST_UID, _LAST_UID + 1) if uid not in taken), None)
+        taken = self._uids | {entry.pw_uid for entry in pwd.getpwall()} | _running()
+        free = [uid for uid in range(_FIRST_UID, _LAST_UID + 1) if uid not in taken]
+        # Any of them: another daemon of this host, or systemd, may be choosing now, and traffic is told by its user.
+        uid = random.choice(free) if free else None  # noqa: S311  no secret
         if uid is None:
             raise ScistreamError(Code.RESOURCE_EXHAUSTED, "no user id is free for another data server")
         self._uids.add(uid)
@@ -131,6 +134,15 @@ class ProcessLauncher:
     def rehold(self, binds: Sequence[Bind]) -> list[socket.socket]:
         """Sockets for ``binds``, as `hold` makes them."""
         return sockets.hold(binds, self._keepalive_idle)
+
+
+def _running() -> set[int]:
+    """The users of all processes that we can see."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            found.add(process.stat().st_uid)
+    return found
 
 
 _Name = tuple[socket.SocketKind, str, int]

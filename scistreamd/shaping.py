@@ -57,10 +57,10 @@ _ETHERNET = 1
 _HEADERS = 66
 _LINK_HEADER = 14
 _TBF_PARMS, _TBF_BURST = 1, 6
-_SLOW_BYTES_PER_SECOND = 2_000_000
+_SLOW_BYTES_PER_SECOND = 700_000
 _LARGE_MTU = 10_000
 # What a class may send at once after a pause: more is an error of the average, less is lost to a busy CPU.
-_BURST_NS = 50_000_000
+_BURST_NS, _SLOW_BURST_NS = 100_000_000, 50_000_000
 _TICK_NS_SHIFT = 6
 _QUANTUM = 60_000
 # A queue for all that TCP lets the sockets of a tunnel have under way: nothing of it is dropped.
@@ -155,10 +155,11 @@ def is_slow(bytes_per_second: int, mtu: int) -> bool:
 
 def htb_class(bytes_per_second: int, mtu: int) -> bytes:
     """Attributes of a class on an interface whose packets have at most ``mtu`` bytes."""
-    if is_slow(bytes_per_second, mtu):
-        # `queue` makes packets of it that are counted with their headers.
-        bytes_per_second = bytes_per_second * (mtu + _LINK_HEADER) // (mtu + _LINK_HEADER - _HEADERS)
-    burst = _BURST_NS >> _TICK_NS_SHIFT
+    slow = is_slow(bytes_per_second, mtu)
+    if slow:
+        # What `queue` has cut is counted with headers, what was small before without: the middle of both.
+        bytes_per_second += bytes_per_second * _HEADERS // (2 * (mtu + _LINK_HEADER - _HEADERS))
+    burst = (_SLOW_BURST_NS if slow else _BURST_NS) >> _TICK_NS_SHIFT
     spec = _spec(bytes_per_second)
     options = attribute(_HTB_PARMS, spec + spec + struct.pack("=5I", burst, burst, _QUANTUM, 0, 0))
     if bytes_per_second > 0xFFFFFFFF:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import functools
 import socket
 import struct
 from collections.abc import Sequence
@@ -24,7 +25,8 @@ def hold(binds: Sequence[Bind], keepalive_idle: int) -> list[socket.socket]:
     A Bind with UDP gives its TCP socket and then its UDP socket. Connections
     wait in the backlog until somebody accepts; those accepted inherit TCP
     keepalive after ``keepalive_idle`` seconds of silence. Of a Bind with
-    ``allow_from`` the kernel takes packets of those networks only. Raises PortsBusy, or
+    ``allow_from`` the kernel takes packets of those networks only, where it
+    lets us (`can_filter`). Raises PortsBusy, or
     ScistreamError where the address or the port cannot be had at all.
     """
     with contextlib.ExitStack() as undo:
@@ -32,7 +34,7 @@ def hold(binds: Sequence[Bind], keepalive_idle: int) -> list[socket.socket]:
         for bind in binds:
             for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM)[: 2 if bind.udp else 1]:
                 held.append(undo.enter_context(_bound(bind.endpoint, kind)))
-                if bind.allow_from:
+                if bind.allow_from and can_filter():
                     _filter(held[-1], takes_from(bind.allow_from))
                 if kind == socket.SOCK_STREAM:
                     _listen(held[-1], bind.endpoint, keepalive_idle)
@@ -97,6 +99,17 @@ def deafen(listeners: Sequence[socket.socket]) -> None:
     """
     for listener in listeners:
         _filter(listener, TAKES_NOTHING)
+
+
+@functools.cache
+def can_filter() -> bool:
+    """Whether the kernel lets this process filter its sockets; some let root alone."""
+    with socket.socket() as probe:
+        try:
+            _filter(probe, TAKES_NOTHING)
+        except PermissionError:
+            return False
+    return True
 
 
 def _filter(bound: socket.socket, program: Sequence[Instruction]) -> None:

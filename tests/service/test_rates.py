@@ -210,7 +210,7 @@ async def test_another_rate_on_a_live_stream() -> None:
                     await asyncio.sleep(1)
                     assert (await manager.hold_to(Grant(CALLER, Verb.UPDATE), view.id, rate)).rate == rate
                     classes = run("tc", "class", "show", "dev", "lan")
-                    assert (f"rate {rate * 8 // 1000}Mbit" in classes) is (rate == 4000)
+                    assert (f"rate {rate * 8 // 1000}Mbit" in classes) is (rate > 0)
                     assert bool(roots() == ["htb 5c15:", "htb 5c15:"]) is (rate > 0)
                 # The one connection that there is: it was not broken.
                 assert await rate_of(counts) > 1000

@@ -1,0 +1,92 @@
+"""Rates, allow-from and ports as packaged: within the daemon's sandbox, for data servers with users of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+
+import pytest
+
+from tests.system.gateways import (
+    APPLICATION,
+    INBOUND_ADDRESS,
+    OUTBOUND_ADDRESS,
+    PRODUCER,
+    TYPES,
+    field_of,
+    one,
+    restarted,
+)
+from tests.system.host import Host
+from tests.system.lab import Lab
+
+pytestmark = pytest.mark.timeout(600)  # the first lab of a machine builds the base tree
+
+_SCRIPT = "/root/stream_end.py"
+_DIAL = "import socket,sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 5); print('in')"
+
+
+def roots(host: Host) -> set[str]:
+    return {line.split()[1] for line in host.run(["tc", "qdisc", "show"]).stdout.splitlines() if " root " in line}
+
+
+def test_rates_of_every_type_through_a_kill_and_a_restart(lab: Lab) -> None:
+    """Both gateways hold both directions; the three tunnels share a target, and only their rates differ."""
+    rates = dict(zip(TYPES, (300, 2500, 1000), strict=True))
+    with field_of(lab) as field:
+        before = roots(field.near), roots(field.far)
+        made = {kind: field.tunnel(kind) for kind in rates}
+        for kind, rate in rates.items():
+            field.near.run(["s2ctl", "update", "-q", made[kind][0], "--rate", str(rate)])
+        for kill in (False, True):
+            with contextlib.ExitStack() as ends:
+                words = ["python3", _SCRIPT, "flood", OUTBOUND_ADDRESS]
+                floods = {
+                    kind: ends.enter_context(lab["consumer"].start([*words, str(port), "3", "10"]))
+                    for kind, (_, _, port) in made.items()
+                }
+                if kill:
+                    restarted(field.near, ["systemctl", "kill", "-s", "KILL", "scistreamd"])
+                    restarted(field.far, ["systemctl", "restart", "scistreamd"])
+                for flood in floods.values():
+                    lab["consumer"].wait_until(lambda flood=flood: flood.output().strip(), "measured", 60)  # type: ignore[misc]
+                off = {kind: float(flood.output()) / 1000 / rates[kind] - 1 for kind, flood in floods.items()}
+            assert all(abs(each) <= 0.03 for each in off.values()), (kill, off)
+        assert one(field.near, made["Nginx"][0])["rate"] == 2500
+        field.near.run(["s2ctl", "update", "-q", made["Nginx"][0], "--rate", "2000"])
+        assert one(field.near, made["Nginx"][0])["rate"] == 2000
+        assert "htb" in roots(field.near)
+        for host in (field.near, field.far):
+            host.run(["s2ctl", "release", "--all", "-q"])
+        assert (roots(field.near), roots(field.far)) == before
+
+
+def test_who_may_connect_and_who_has_ports(lab: Lab) -> None:
+    with field_of(lab) as field:
+        for kind in TYPES:
+            ask = [
+                "s2ctl",
+                "inbound",
+                "-q",
+                "--type",
+                kind,
+                "--allow-from",
+                "192.168.20.0/24",
+                f"{PRODUCER}:{APPLICATION}",
+            ]
+            [listener] = one(field.near, field.near.run(ask).stdout.strip())["listeners"]
+            dial = ["python3", "-c", _DIAL, INBOUND_ADDRESS, listener.rpartition(":")[2]]
+            assert lab["consumers2"].run(dial).stdout == "in\n"
+            refused = lab["producer"].run(dial, check=False)
+            assert "ConnectionRefusedError" in refused.stderr
+        field.near.run(["s2ctl", "release", "--all", "-q"])
+        rival = (
+            "import socket,time; kept = socket.create_server(('', 5150)); print('there', flush=True); time.sleep(600)"
+        )
+        with field.near.start(["python3", "-c", rival]) as running:
+            field.near.wait_until(lambda: "there" in running.output(), "there")
+            said = json.loads(field.near.run(["s2ctl", "check", "--json=short", "5150"], check=False).stdout)
+        assert not said[0]["free"]
+        assert said[0]["reason"] == "a program of user root has tcp 0.0.0.0:5150, which is every address"
+        low, high = map(int, field.near.run(["cat", "/proc/sys/net/ipv4/ip_local_port_range"]).stdout.split())
+        assert bool(said[0]["warnings"]) is (low <= 5150 <= high)
