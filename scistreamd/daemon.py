@@ -181,7 +181,8 @@ class Gateway:
         return (
             self.server.connections == 0
             and len(shown) == len(self.manager)
-            and all(each.state is State.ACTIVE and self._outlives(each.type) for each in shown)
+            # With a rate it needs us: to shape an interface that a peer comes in by for the first time.
+            and all(each.state is State.ACTIVE and self._outlives(each.type) and not each.rate for each in shown)
         )
 
     def _outlives(self, type_name: str) -> bool:
