@@ -13,7 +13,7 @@ _CONTROL = Path(__file__).parent.parent.parent / "packaging" / "debian" / "contr
 PACKAGES = (
     "systemd,systemd-sysv,dbus,polkitd,libpam-systemd,bash-completion,less,"
     "iproute2,iputils-ping,procps,nftables,openssl,iperf,iperf3,"
-    "openssh-server,openssh-client,haproxy,nginx-light,libnginx-mod-stream,stunnel4,python3,python3-venv"
+    "openssh-server,openssh-client,haproxy,nginx-light,libnginx-mod-stream,stunnel4,python3,python3-venv,rpm"
 )
 # The distribution's own services stay off, and nothing starts by the clock in the middle of a test.
 _DISABLED = "haproxy.service nginx.service stunnel.target ssh.service"

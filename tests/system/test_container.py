@@ -123,7 +123,8 @@ def namespace() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory, namespace: str) -> Iterator[Image]:
     trees = Trees(home(), print)
-    key = digest(base.key(), CONTAINERFILE.read_bytes(), (ROOT / "pyproject.toml").read_bytes())
+    sources = (source.read_text() for source in base._sources())
+    key = digest(base._release(), *sources, CONTAINERFILE.read_bytes(), (ROOT / "pyproject.toml").read_bytes())
     try:
         tree = trees.tree("container", key, "building the container image's base (two minutes, once)", _make)
         with tree.with_suffix(".lock").open("w") as lock:
