@@ -207,6 +207,7 @@ def test_a_hosts_life_with_the_packages(gateway: Host) -> None:
     for unit in ("scistreamd.socket", "scistreamd-restore.service"):
         assert gateway.run(["systemctl", "is-enabled", unit]).stdout == "enabled\n"
     gateway.run(["systemctl", "start", "scistreamd.socket"])
+    gateway.run(["s2ctl", "status"])  # the first caller starts the daemon, which makes its certificate
     gateway.run(ASK)
     assert shown(gateway, "ActiveState", "scistreamd.service") == "active"
     [tunnel] = gateway.run(["s2ctl", "list", "--quiet"]).stdout.split()
