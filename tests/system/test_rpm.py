@@ -116,17 +116,7 @@ def of_deb(debs: Path, name: str, place: Path) -> dict[str, tuple[int, bytes]]:
 
 def of_rpm(file: Path, place: Path) -> dict[str, tuple[int, bytes]]:
     (place / "db").mkdir(parents=True)
-    words = [
-        "rpm",
-        "--root",
-        place / "root",
-        "--dbpath",
-        "/db",
-        "--nodeps",
-        "--noscripts",
-        "--nofiledigest",
-        "--install",
-    ]
+    words = ["rpm", "--root", str(place / "root"), "--dbpath", "/db", "--nodeps", "--noscripts", "--install"]
     (place / "root").mkdir()
     call([*words, file])
     return {path: content for path, content in files(place / "root").items() if not path.startswith("/db/")}
