@@ -55,7 +55,7 @@ class Web:
     async def _ask(self, method: str, url: str, **more: Any) -> Claims:
         try:
             return await asyncio.wait_for(self._exchange(method, url, more), self._timeout)
-        except asyncio.TimeoutError:
+        except (asyncio.TimeoutError, httpx.TimeoutException):
             reason = f"no answer in {self._timeout:g} s"
         except (httpx.HTTPError, httpx.InvalidURL, ssl.SSLError, OSError) as problem:
             reason = str(problem) or type(problem).__name__
