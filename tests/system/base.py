@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.system.tools import LabError, call
@@ -28,6 +29,13 @@ _HOOKS = (
     'truncate --size=0 "$1/etc/machine-id" && rm -rf "$1/var/log/journal"',
     'rm -f "$1/etc/hostname" "$1/etc/resolv.conf"',
 )
+# A host before anything of ours: the least that boots. What apt would download for us is there already.
+_MINIMAL = "systemd,systemd-sysv,dbus"
+_MINIMAL_HOOKS = (
+    'chroot "$1" apt-get -o APT::Install-Recommends=true install -qq --yes --download-only haproxy {dependencies}',
+    f'chroot "$1" systemctl --quiet mask {_MASKED}',
+    *_HOOKS[2:],
+)
 _SUITES = ("", "-updates", "-security")
 
 
@@ -50,15 +58,24 @@ def base_tree(trees: Trees) -> Path:
     return trees.tree("base", key(), f"building the base tree of Debian {_release()} (a minute, once)", _build)
 
 
+def minimal_tree(trees: Trees) -> Path:
+    """A minimal Debian that boots, with the archives of what our packages need in apt's cache, not installed."""
+    hooks = [hook.replace("{dependencies}", " ".join(dependencies())) for hook in _MINIMAL_HOOKS]
+    made = digest(_MINIMAL, *hooks, _release(), *(source.read_text() for source in _sources()))
+
+    def build(directory: Path) -> None:
+        _bootstrap(directory, _MINIMAL, hooks, "--skip=cleanup/apt")
+
+    return trees.tree("minimal", made, f"building a minimal tree of Debian {_release()} (once)", build)
+
+
 def _build(directory: Path) -> None:
-    words = [
-        "mmdebstrap",
-        "--quiet",
-        "--variant=minbase",
-        f"--include={PACKAGES}",
-        f"--include={','.join(dependencies())}",
-    ]
-    words += [f"--customize-hook={hook}" for hook in _HOOKS]
+    _bootstrap(directory, ",".join([PACKAGES, *dependencies()]), _HOOKS)
+
+
+def _bootstrap(directory: Path, packages: str, hooks: Sequence[str], *options: str) -> None:
+    words = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={packages}", *options]
+    words += [f"--customize-hook={hook}" for hook in hooks]
     call([*words, _release(), directory / "tree", *_sources()])
 
 

@@ -33,7 +33,7 @@ from types import FrameType
 from typing import NoReturn
 
 from tests.system import cgroups, wires
-from tests.system.base import base_tree
+from tests.system.base import base_tree, minimal_tree
 from tests.system.project import project_layers
 from tests.system.tools import LabError, call, lock
 from tests.system.trees import Trees, home, mount_overlay
@@ -52,8 +52,9 @@ def group(lab: str) -> str:
 class Keeper:
     """Builds the lab in a thread, and serves its owner meanwhile and afterwards."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, bare: bool) -> None:
         self._directory = directory
+        self._bare = bare
         self._group = group(directory.name)
         self._trees = Trees(home(), lambda text: self._tell(f"say {text}"))
         self._hosts: dict[str, subprocess.Popen[bytes]] = {}
@@ -99,8 +100,7 @@ class Keeper:
     def _make(self) -> None:
         try:
             resolver = Path("/etc/resolv.conf").read_text()
-            base = base_tree(self._trees)
-            layers = [*project_layers(self._trees, base, self._group), base]
+            layers = self._layers()
             # The machine's own /run is none of the lab's business, and the lab's names are none of the machine's.
             call(["mount", "-t", "tmpfs", "tmpfs", "/run"])
             call(["mount", "-t", "tmpfs", "-o", "size=4g", "tmpfs", self._hosts_directory()])
@@ -113,6 +113,13 @@ class Keeper:
             self._tell(f"failed {json.dumps(str(error))}")
             return
         self._tell("ready")
+
+    def _layers(self) -> list[Path]:
+        """What the hosts' file systems are made of, the topmost first."""
+        if self._bare:
+            return [minimal_tree(self._trees)]
+        base = base_tree(self._trees)
+        return [*project_layers(self._trees, base, self._group), base]
 
     def _hosts_directory(self) -> Path:
         directory = self._directory / "hosts"
@@ -197,10 +204,10 @@ def _leave_to_the_loop(number: int, frame: FrameType | None) -> None:
 
 
 def main() -> NoReturn:
-    """``python -m tests.system.keeper DIRECTORY LOCK``: the lab's directory, and the file descriptor of its lock."""
+    """``python -m tests.system.keeper DIRECTORY LOCK [bare]``: the lab's directory, and the descriptor of its lock."""
     os.set_inheritable(int(sys.argv[2]), False)
     os.umask(0o022)
-    Keeper(Path(sys.argv[1])).serve()
+    Keeper(Path(sys.argv[1]), bare="bare" in sys.argv[3:]).serve()
 
 
 if __name__ == "__main__":

@@ -37,15 +37,16 @@ class Lab:
         self._hosts = {host: Host(host, unshare, self._directory, self._tell) for host in wires.HOSTS}
 
     @classmethod
-    def start(cls, name: str, say: Callable[[str], None]) -> Lab:
+    def start(cls, name: str, say: Callable[[str], None], *, bare: bool = False) -> Lab:
         """Make a lab of that name, after removing what dead ones left. It ends with this process, however that ends.
 
         The first one of a machine builds the base tree, which takes a minute; ``say`` gets what the user waits for.
+        ``bare``: hosts with a minimal Debian, and nothing of this project.
         LabError where the name is taken, or with what went wrong.
         """
         if os.geteuid() != 0:
             raise LabError("the lab needs root, for namespaces and mounts")
-        process = _start_keeper(name)
+        process = _start_keeper(name, bare=bare)
         lab = cls(name, process.pid, process)
         try:
             lab._wait_ready(say)
@@ -158,7 +159,7 @@ def _alive(directory: Path) -> bool:
     return False
 
 
-def _start_keeper(name: str) -> subprocess.Popen[str]:
+def _start_keeper(name: str, *, bare: bool) -> subprocess.Popen[str]:
     with _alone():
         _sweep()
         directory = _labs() / name
@@ -168,15 +169,16 @@ def _start_keeper(name: str) -> subprocess.Popen[str]:
         held = lock(directory / "lock", fcntl.LOCK_EX)
         assert held is not None
         with held, (directory / "keeper.log").open("ab") as log:
-            process = _unshared(directory, held.fileno(), log.fileno())
+            process = _unshared(directory, held.fileno(), log.fileno(), bare=bare)
         (directory / "pid").write_text(f"{process.pid}\n")
     return process
 
 
-def _unshared(directory: Path, lock_number: int, log: int) -> subprocess.Popen[str]:
+def _unshared(directory: Path, lock_number: int, log: int, *, bare: bool) -> subprocess.Popen[str]:
     """The keeper in its namespaces. unshare holds the lock too: it ends when the last process of the lab has."""
     words = ["unshare", "--mount", "--pid", "--fork", "--kill-child=SIGKILL", "--mount-proc"]
     words += [sys.executable, "-m", "tests.system.keeper", str(directory), str(lock_number)]
+    words += ["bare"] if bare else []
     return subprocess.Popen(
         words,
         cwd=_ROOT,

@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from scistreamd import __version__
 from tests.system import cgroups
 from tests.system.tools import call
 from tests.system.trees import Trees, digest, mount_overlay
@@ -17,6 +19,7 @@ from tests.system.trees import Trees, digest, mount_overlay
 ROOT = Path(__file__).parent.parent.parent
 # Runs programs of tests with the modules that the packages installed.
 PYTHON = ("env", "PYTHONPATH=/usr/share/scistreamd", "python3")
+OLDER = "1.9.9"
 # No part of the packages; the tree's hidden files are none either.
 _NOT_SOURCES = {"tests", "build", "dist"}
 _INSTALL = """
@@ -27,13 +30,40 @@ apt-get install --quiet=2 --yes --no-install-recommends /packages/*.deb
 
 
 def packages(trees: Trees) -> Path:
-    """The directory with the .deb files of this tree, as `make deb` builds them."""
+    """The directory with the packages of this tree, as `make deb` builds them."""
 
     def build(directory: Path) -> None:
-        environment = {**os.environ, "PYTHON": sys.executable}  # has pip, which the machine's own may lack
-        call(["python3", "-B", ROOT / "packaging" / "deb.py", directory / "tree"], environment)
+        _make_deb(ROOT, directory / "tree")
 
     return trees.tree("packages", digest(*_sources()), "building scistreamd's Debian packages", build)
+
+
+def older_packages(trees: Trees) -> Path:
+    """The same with the version OLDER, which is lower than that of this tree."""
+
+    def build(directory: Path) -> None:
+        copied(directory / "source")
+        for name in ("scistreamd/__init__.py", "packaging/debian/changelog"):
+            file = directory / "source" / name
+            file.write_text(file.read_text().replace(__version__, OLDER))
+        _make_deb(directory / "source", directory / "tree")
+
+    return trees.tree("older", digest(OLDER, *_sources()), f"building packages with the version {OLDER}", build)
+
+
+def copied(place: Path) -> None:
+    """Copy what packages are made from, with the libraries that were fetched for them."""
+    place.mkdir(parents=True)
+    for top in [*_tops(), *ROOT.glob(".cache")]:
+        if top.is_dir():
+            shutil.copytree(top, place / top.name, ignore=shutil.ignore_patterns("__pycache__", "node_modules"))
+        else:
+            shutil.copy(top, place)
+
+
+def _make_deb(tree: Path, output: Path) -> None:
+    environment = {**os.environ, "PYTHON": sys.executable}  # has pip, which the machine's own may lack
+    call(["python3", "-B", tree / "packaging" / "deb.py", output], environment)
 
 
 def project_layers(trees: Trees, base: Path, group: str) -> list[Path]:
