@@ -63,7 +63,7 @@ def copied(place: Path) -> None:
 
 def _make_deb(tree: Path, output: Path) -> None:
     environment = {**os.environ, "PYTHON": sys.executable}  # has pip, which the machine's own may lack
-    call(["python3", "-B", tree / "packaging" / "deb.py", output], environment)
+    call(["/usr/bin/python3", "-B", tree / "packaging" / "deb.py", output], environment)
 
 
 def project_layers(trees: Trees, base: Path, group: str) -> list[Path]:

@@ -51,7 +51,7 @@ def test_the_same_sources_give_the_same_bytes(trees: Trees) -> None:
         for path in [Path(directory), output]:
             os.chmod(path, 0o777)
         subprocess.run(["chmod", "-R", "go=u,go-w,o+X", f"{directory}/another"], check=True)
-        call([*nobody, "python3", "-B", f"{directory}/another/clone/packaging/deb.py", str(output)])
+        call([*nobody, "/usr/bin/python3", "-B", f"{directory}/another/clone/packaging/deb.py", str(output)])
         built = {file.name: file.read_bytes() for file in output.iterdir()}
     assert any(name.endswith(".deb") for name in built)
     assert any(name.endswith(".dsc") for name in built)
