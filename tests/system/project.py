@@ -52,9 +52,9 @@ def older_packages(trees: Trees) -> Path:
 
 
 def copied(place: Path) -> None:
-    """Copy what packages are made from, with the libraries that were fetched for them."""
+    """Copy this tree as far as it goes into source packages, with the libraries that were fetched for them."""
     place.mkdir(parents=True)
-    for top in [*_tops(), *ROOT.glob(".cache")]:
+    for top in [*_tops(), ROOT / "tests", *ROOT.glob(".cache")]:
         if top.is_dir():
             shutil.copytree(top, place / top.name, ignore=shutil.ignore_patterns("__pycache__", "node_modules"))
         else:
