@@ -313,3 +313,28 @@ async def test_capacity() -> None:
             await create(manager, 6000)
             for each in manager.tunnels():
                 await manager.end(Grant(CALLER, Verb.RELEASE), each.id, 0)
+
+
+@pytest.mark.parametrize("rate", [300, 1000])
+@in_netns
+async def test_streams_do_not_notice_that_a_daemon_takes_over(rate: int) -> None:
+    with wires() as made:
+        async with gateway() as manager:
+            view = await create(manager, rate)
+            listener = view.listeners[0]
+            [user] = re.findall(r"meta skuid (\d+) goto", run("nft", "list", "ruleset"))
+            target = Endpoint(ipaddress.ip_address(TARGET), 5201)
+            flow = Flow(view.id, Role.PROD, (Bind(listener),), (target,), rate, user=int(user))
+            table = NftTable("scistream", lasting=True)
+            following = Rates(table)
+            sink = end(made.target, "sink", TARGET, 5201, 3, SECONDS)
+            async with sink as counts, end(made.client, "push", listener.address, listener.port, 3, 0):
+                await asyncio.sleep(3)
+                before = run("tc", "qdisc", "show")
+                assert await following.reconcile([flow]) == {}
+                assert run("tc", "qdisc", "show") == before
+                assert abs(await rate_of(counts) / rate - 1) <= 0.03
+            assert drops() == 0
+            await following.close()
+            await table.close()
+            await manager.end(Grant(CALLER, Verb.RELEASE), view.id, 0)
