@@ -7,7 +7,7 @@ import errno
 import re
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scistreamd.cli.trust import NotHttp2, NotPinned, Trust
@@ -27,7 +27,7 @@ _TRY_TLS = "if the gateway wants TLS, leave --no-tls out"
 _IS_IT_S2CS = "is this the control port of s2cs? --s2cs HOST:PORT names it"
 
 _HINTS = {
-    Code.UNAUTHENTICATED: "the gateway asks for a token, and this version has no login yet: ask its operator",
+    Code.UNAUTHENTICATED: "the gateway asks for a token: s2uc login --scope ID, as its operator says",
     Code.UNIMPLEMENTED: "the gateway cannot do this: leave the option out, or ask its operator",
 }
 
@@ -35,16 +35,17 @@ _HINTS = {
 class Refused(ScistreamError):
     """The gateway's no. ``unknown`` tells the status that only a SciStream 1.2 server uses."""
 
-    def __init__(self, code: Code, message: str, hint: str, *, unknown: bool) -> None:
-        super().__init__(code, message, hint)
+    def __init__(self, code: Code, message: str, hint: str, *, unknown: bool, challenges: Sequence[str] = ()) -> None:
+        super().__init__(code, message, hint, challenges)
         self.unknown = unknown
 
 
-def of_status(status: int, message: str, call: str, hint: str = "") -> Refused:
-    """The failure behind a gRPC status (grpc/statuscodes); message and hint are the server's."""
+def of_status(status: int, message: str, call: str, hint: str = "", challenges: Sequence[str] = ()) -> Refused:
+    """The failure behind a gRPC status (grpc/statuscodes); message, hint and challenges are the server's."""
     if hint and status in _STATUS:
         # Our gateways repeat the hint at the end of the message, for clients that show nothing else.
-        return Refused(_STATUS[status], message.removesuffix(f" ({hint})"), hint, unknown=False)
+        said = message.removesuffix(f" ({hint})")
+        return Refused(_STATUS[status], said, hint, unknown=False, challenges=challenges)
     said = message or f"the gateway refused {call} without a reason (gRPC status {status})"
     if status == _UNKNOWN and "entry not found" in message:
         hint = "was the UID copied whole, and is this the gateway of that tunnel?"

@@ -19,10 +19,12 @@ from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 from h2.exceptions import H2Error
 
 from scistreamd.cli import failures, known
+from scistreamd.cli.auth.attach import NO_TOKEN, Tokens
 from scistreamd.cli.known import Known, KnownGateways
 from scistreamd.cli.trust import Trust
 from scistreamd.control import scistream_pb2 as pb
 from scistreamd.control import scistream_v2_pb2 as own
+from scistreamd.errors import Code
 from scistreamd.model import Target
 
 if TYPE_CHECKING:
@@ -32,9 +34,7 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 10.0
 # Beside the answers of our gateways, percent-encoded: docs/wire-protocol.md.
-HINT, WARNING = "scistream-hint", "scistream-warning"
-# What deployed clients send where no login gave them a token.
-NO_TOKEN = "INVALID_TOKEN"  # noqa: S105 - it stands for having none
+HINT, WARNING, CHALLENGE = "scistream-hint", "scistream-warning", "scistream-challenge"
 
 _OWN = "scistream.v2.Tunnels"
 
@@ -50,9 +50,19 @@ class Gateway:
     """
 
     def __init__(
-        self, address: Target, trust: Trust | None, note: Callable[[str], None], fingerprint: str | None = None
+        self,
+        address: Target,
+        trust: Trust | None,
+        note: Callable[[str], None],
+        fingerprint: str | None = None,
+        tokens: Tokens | None = None,
     ) -> None:
-        """``fingerprint``: of the certificate or key to trust on first use without a question."""
+        """``fingerprint``: of the certificate or key to trust on first use without a question.
+
+        ``tokens`` gives the calls their token; None: there is none.
+        """
+        self._tokens = tokens
+        self.token = NO_TOKEN
         self.address = address
         self._trust = trust
         self._fingerprint = fingerprint
@@ -68,7 +78,19 @@ class Gateway:
                 self._channel = await self._connect_known(gateway)
         except (OSError, asyncio.TimeoutError) as error:
             raise failures.of_connection(error, self.address, trust) from None
+        if self._tokens is not None:
+            try:
+                self.token = await self._tokens.first(await self._certificate())
+            except BaseException:
+                await _close(self._channel)
+                raise
         return self
+
+    async def _certificate(self) -> bytes | None:
+        """What the gateway showed, DER; None in plaintext."""
+        protocol = await self._opened.__connect__()
+        tls = protocol.connection._transport.get_extra_info("ssl_object")
+        return tls.getpeercert(binary_form=True) if tls is not None else None
 
     async def _connect_verified(self, trust: Trust | None) -> Channel:
         """Connect to whom the file or the system's CAs vouch for, else to whom the user does."""
@@ -183,6 +205,7 @@ class Gateway:
 
     async def watch(self, *, everyone: bool) -> AsyncIterator[own.Change]:
         """What there is and, after a change of kind CURRENT, what happens, for ever."""
+        await self.tunnels(everyone=everyone)  # a gateway that asks for a token does it now
         method = UnaryStreamMethod(self._opened, f"/{_OWN}/Watch", own.WatchRequest, own.Change)
         async with self._stream(method, "Watch") as stream:
             await stream.send_message(own.WatchRequest(everyone=everyone), end=True)
@@ -209,6 +232,20 @@ class Gateway:
         service: str = "scistream.Control",
     ) -> A:
         method = UnaryUnaryMethod(self._opened, f"/{service}/{name}", type(message), answer)
+        sent = self.token
+        try:
+            return await self._ask(method, name, message, options)
+        except failures.Refused as refusal:
+            if refusal.code is not Code.UNAUTHENTICATED or self._tokens is None:
+                raise
+            if self.token == sent:
+                token = await self._tokens.wanted(refusal.challenges, await self._certificate(), sent)
+                if not token:
+                    raise
+                self.token = token
+        return await self._ask(method, name, message, options)
+
+    async def _ask(self, method: UnaryUnaryMethod[Q, A], name: str, message: Q, options: Mapping[str, str] | None) -> A:
         async with self._stream(method, name, options) as stream:
             await stream.send_message(message, end=True)
             reply = await stream.recv_message()
@@ -231,13 +268,14 @@ class Gateway:
         options: Mapping[str, str] | None = None,
     ) -> AsyncIterator[Stream[Q, A]]:
         """A call under way, whose failures become ScistreamError."""
-        metadata = {"authorization": NO_TOKEN, **(options or {})}
+        metadata = {"authorization": self.token, **(options or {})}
         try:
             async with method.open(metadata=metadata) as stream:
                 yield stream
         except GRPCError as error:
             hint = _of_ours(stream.trailing_metadata, HINT)
-            raise failures.of_status(error.status.value, error.message or "", name, "".join(hint)) from None
+            challenges = _of_ours(stream.trailing_metadata, CHALLENGE)
+            raise failures.of_status(error.status.value, error.message or "", name, "".join(hint), challenges) from None
         except (StreamTerminatedError, ProtocolError, H2Error) as error:
             raise failures.of_break(str(error), self.address, self._trust) from None
         except OSError as error:

@@ -208,7 +208,7 @@ def confirm(address: Target, shown: Known, why: str, fingerprint: str | None) ->
         "Compare it with what the gateway's operator told you (s2ctl cert show prints it there).",
         file=sys.stderr,
     )
-    if not _yes("Trust this gateway from now on (yes/no)? "):
+    if not yes("Trust this gateway from now on (yes/no)? "):
         raise ScistreamError(Code.UNAVAILABLE, f"{address} was not trusted", "ask its operator for the fingerprint")
 
 
@@ -238,7 +238,7 @@ def ending(ends: float, now: float) -> str:
     return f"ends in {max(1, round((ends - now) / 86400))} days"
 
 
-def _yes(question: str) -> bool:
+def yes(question: str) -> bool:
     """Ask at the terminal, whatever standard input is; Ctrl-C ends the question at once."""
     # An event loop's own handler would wait until the line is read.
     former = signal.signal(signal.SIGINT, signal.default_int_handler)

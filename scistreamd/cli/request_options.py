@@ -27,7 +27,8 @@ def _gateway(parser: Parser) -> None:
         metavar="SHA256",
         help="trust a gateway that nobody vouches for without a question where its certificate has this fingerprint",
     )
-    group.add_argument("--scope", default="", metavar="ID", help="which token to send (this version has none)")
+    group.add_argument("--scope", default="", metavar="ID", help="send the token of this login (see s2uc login)")
+    group.add_argument("--issuer", default="", metavar="URL", help="where logins at several providers have the scope")
     group.add_argument(
         "--timeout", type=integer(1, 86400), metavar="SECONDS", help="give up, and give everything back, after so long"
     )

@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from scistreamd.cli import failures, output, session, uids
-from scistreamd.cli.gateway import NO_TOKEN, Gateway
+from scistreamd.cli.auth.attach import NO_TOKEN, Tokens
+from scistreamd.cli.gateway import Gateway
 from scistreamd.cli.options import UsageError, checked
 from scistreamd.cli.request_options import DEFAULT_NUM_CONN
 from scistreamd.cli.session import Hello, Opened, Session, Wish
@@ -130,7 +131,8 @@ def _request(options: Namespace, wish: Wish, *, hidden: bool) -> int:
     async def work(gateway: Gateway) -> None:
         with uids.kept_in(options.uid_file, wish.uid, at_once=wish.hello is None) as keep:
             say("uid; s2cs; access_token; role")
-            say(f"{name} {options.s2cs} {NO_TOKEN} {wish.role.value}")
+            shown = NO_TOKEN if gateway.token == NO_TOKEN else "***"
+            say(f"{name} {options.s2cs} {shown} {wish.role.value}")
 
             def hand_over(opened: Opened) -> None:
                 keep()
@@ -260,7 +262,8 @@ def run(options: Namespace, work: Callable[[Gateway], Coroutine[Any, Any, None]]
         _note("without TLS everybody on the way reads the UID, which is the tunnel's key")
 
     async def connected() -> None:
-        async with Gateway(address, trust, _note, options.trust_fingerprint) as gateway:
+        tokens = Tokens(options, address, _note)
+        async with Gateway(address, trust, _note, options.trust_fingerprint, tokens) as gateway:
             await work(gateway)
 
     return asyncio.run(_until_signal(connected(), options.timeout or limit, what))

@@ -7,39 +7,40 @@ and usage errors come at once.
 from __future__ import annotations
 
 import sys
-from argparse import Namespace
 from collections.abc import Sequence
 
 from scistreamd.cli import commands, request_options
 from scistreamd.cli.commands import Command, Tool, lazily
 from scistreamd.cli.options import Parser
-from scistreamd.errors import Code, ScistreamError
 
 _REQUESTS, _OWN = "scistreamd.cli.requests", "scistreamd.cli.own"
 _TRUSTED = "scistreamd.cli.trusted"
-_NO_LOGIN = "a gateway that was started without --client-secret asks for no token"
-
-
-def _login(options: Namespace) -> int:
-    raise ScistreamError(Code.UNIMPLEMENTED, "this version has no login yet", _NO_LOGIN)
-
-
-def _logout(options: Namespace) -> int:
-    print("no token stored")
-    return 0
-
-
-def _check_auth(options: Namespace) -> int:
-    raise ScistreamError(Code.UNAUTHENTICATED, "no token stored, and this version has no login yet", _NO_LOGIN)
+_AUTH = "scistreamd.cli.auth.commands"
 
 
 def _auth_arguments(parser: Parser) -> None:
     parser.add_argument("--scope", default="", metavar="ID", help="which gateway's tokens are meant")
+    parser.add_argument("--issuer", default="", metavar="URL", help="the provider of logins (Globus Auth)")
+
+
+def _login_arguments(parser: Parser) -> None:
+    _auth_arguments(parser)
+    parser.add_argument("--client-id", default="", metavar="ID", help="what s2uc is known as at the provider")
+    parser.add_argument(
+        "--audience", default="", metavar="URI", help="whom the token is for, where the gateway says so"
+    )
+    parser.add_boolean(
+        "--browser", default=True, negatable=True, help="start a browser; --no-browser prints the URL alone"
+    )
+    parser.add_boolean("--device", help="confirm a code on another device (chosen by itself where no browser could be)")
+    parser.add_boolean("--force", help="also where there is a token that counts")
 
 
 def _check_auth_arguments(parser: Parser) -> None:
     _auth_arguments(parser)
     parser.add_argument("--ip", default="", metavar="HOST", help="the gateway whose token is meant")
+    parser.add_boolean("--show-token", help="print the token too; whoever reads it can act as you")
+    parser.add_boolean("--json", help="print JSON")
 
 
 def _trust_list(parser: Parser) -> None:
@@ -88,9 +89,11 @@ TOOL = Tool(
         Command("health", "say whether a gateway serves", request_options.health, lazily(_REQUESTS, "health")),
         Command("trust list", "show the gateways that you trusted", _trust_list, lazily(_TRUSTED, "listed")),
         Command("trust remove", "trust a gateway no more", _trust_remove, lazily(_TRUSTED, "remove")),
-        Command("login", "get a token (not in this version)", _auth_arguments, _login),
-        Command("logout", "forget all tokens", _auth_arguments, _logout),
-        Command("check-auth", "say whether a token is stored", _check_auth_arguments, _check_auth),
+        Command("login", "get a token for gateways that ask for one", _login_arguments, lazily(_AUTH, "login")),
+        Command("logout", "forget tokens, and have them revoked", _auth_arguments, lazily(_AUTH, "logout")),
+        Command(
+            "check-auth", "say who is logged in, and until when", _check_auth_arguments, lazily(_AUTH, "check_auth")
+        ),
     ),
 )
 
