@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -26,6 +27,16 @@ from tests.service.gateways import BIN, Gateway, gateway
 
 ADDRESS = "127.0.0.6"
 OPTIONS = ("--port-range=26390-26399",)
+
+
+class Anybody(Protocol):
+    """Who runs s2uc."""
+
+    @property
+    def home(self) -> Path: ...
+
+    @property
+    def environment(self) -> dict[str, str]: ...
 
 
 @dataclass
@@ -215,7 +226,7 @@ def terminal() -> Iterator[tuple[int, int]]:
         os.close(theirs)
 
 
-def converse(user: User, ours: int, theirs: int, words: tuple[str, ...], answers: list[str]) -> tuple[int, str]:
+def converse(user: Anybody, ours: int, theirs: int, words: tuple[str, ...], answers: list[str]) -> tuple[int, str]:
     """Run s2uc at a terminal of its own and type the answers, one a question; its status and what was on screen."""
     process = subprocess.Popen(
         [BIN / "s2uc", *words],

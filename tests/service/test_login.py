@@ -8,7 +8,9 @@ import json
 import os
 import re
 import signal
+import socket
 import time
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,10 @@ import httpx
 import pytest
 
 from tests.oidc import Provider, provider
+from tests.service.auth_kit import gateway, oauth2
 from tests.service.gateways import BIN
+from tests.service.service_kit import Daemon, daemon
+from tests.service.test_known_gateways import converse, terminal
 
 
 @pytest.fixture(scope="module")
@@ -222,3 +227,117 @@ def expire(user: User) -> None:
     for each in raw["logins"]:
         each["expires"] = time.time() - 5
     user.tokens.write_text(json.dumps(raw))
+
+
+@contextlib.asynccontextmanager
+async def guarded(oidc: Provider, tmp_path: Path) -> AsyncIterator[Daemon]:
+    """A gateway that takes the provider's tokens for the scope `scistream`, and no one without."""
+    home = tmp_path / "gateway"
+    home.mkdir()
+    lines = ('scope = "scistream"', 'client_id = "gateway"', f'client_secret_file = "{home / "secret"}"')
+    async with gateway(home, oauth2(oidc, home, *lines, 'login_client_id = "s2uc"')) as here:
+        yield here
+
+
+def at(here: Daemon) -> tuple[str, ...]:
+    return "--s2cs", f"127.0.0.1:{here.ports[0]}", "--server-cert", str(here.certificate)
+
+
+async def test_a_typed_scope_sends_the_token_on_every_verb(oidc: Provider, user: User, tmp_path: Path) -> None:
+    async with guarded(oidc, tmp_path) as here:
+        ask = ("inbound-request", *at(here), "--receiver-ports", "28599", "--remote-ip", "127.0.0.1")
+        status, _, err = await user.run(*ask)
+        assert status == 16
+        assert f"s2uc login --scope scistream --issuer {oidc.issuer} --client-id s2uc" in err
+        status, _, err = await user.run(*ask, "--scope", "scistream")
+        assert (status, "s2uc login --scope scistream" in err) == (16, True)
+
+        assert (await user.log_in(oidc, "--scope", "scistream"))[0] == 0
+        token = user.logins[0]["access_token"]
+        # Logged in is not confirmed for this gateway, and nobody can be asked.
+        status, _, err = await user.run(*ask)
+        assert (status, "--scope scistream" in err) == (16, True)
+        status, out, err = await user.run(*ask, "--scope", "scistream")
+        assert status == 0, err
+        assert re.search(r"^[0-9a-f-]{36} 127\.0\.0\.1:\d+ \*\*\* PROD$", out, re.MULTILINE)
+        assert token not in out + err
+        uid = out.splitlines()[1].split()[0]
+        for words in (("list",), ("show", uid), ("extend", uid, "1h"), ("release", uid)):
+            status, said, err = await user.run(*words, *at(here), "--scope", "scistream")
+            assert status == 0, err
+            assert token not in said + err
+        assert token not in here.log
+        assert "by alice@anl.example" in here.log
+
+
+async def test_a_token_never_goes_over_plaintext(oidc: Provider, user: User) -> None:
+    assert (await user.log_in(oidc, "--scope", "scistream"))[0] == 0
+    listener = socket.create_server(("127.0.0.1", 0))
+    with listener:
+        words = ("release", str(uuid.uuid4()), "--s2cs", f"127.0.0.1:{listener.getsockname()[1]}", "--no-tls")
+        status, _, err = await user.run(*words, "--scope", "scistream")
+        assert (status, "plaintext" in err) == (9, True)
+
+
+async def test_at_a_terminal_the_gateways_wish_is_confirmed_once(oidc: Provider, user: User, tmp_path: Path) -> None:
+    async with guarded(oidc, tmp_path) as here:
+        assert (await user.log_in(oidc, "--scope", "scistream"))[0] == 0
+        for answer, status in (("no", 16), ("yes", 0)):
+            code, screen = await asyncio.to_thread(typed, user, ("list", *at(here)), [answer])
+            assert (code, oidc.issuer in screen, "scistream" in screen) == (status, True, True)
+        assert (await user.run("list", *at(here)))[0] == 0
+        assert "scistream" in (await user.run("check-auth", "--ip", "127.0.0.1"))[1]
+        certificate, key = here.certificate, here.certificate.with_name("server.key")
+        certificate.unlink()
+        key.unlink()
+    # Another gateway on the same address gets no token that was confirmed for the one before.
+    again = tmp_path / "again"
+    again.mkdir()
+    config = oauth2(oidc, again, 'scope = "scistream"')
+    with listener_on(here.ports[0]) as bound:
+        async with daemon(again, config, listeners=[bound]) as other:
+            status, _, err = await user.run("list", *at(other))
+            assert (status, "nobody confirmed that" in err) == (16, True)
+            assert "INVALID_TOKEN" not in err
+
+
+async def test_tokens_are_renewed_and_rotated_once_by_many_at_a_time(
+    oidc: Provider, user: User, tmp_path: Path
+) -> None:
+    async with guarded(oidc, tmp_path) as here:
+        assert (await user.log_in(oidc, "--scope", "scistream"))[0] == 0
+        former = user.logins[0]
+        expire(user)
+        asked = ("list", *at(here), "--scope", "scistream")
+        before = await oidc.asked("/token")
+        found = await asyncio.gather(*(user.run(*asked) for _ in range(4)))
+        assert [status for status, _, _ in found] == [0] * 4, found
+        assert await oidc.asked("/token") - before == 1
+        assert user.logins[0]["refresh_token"] != former["refresh_token"]
+        assert user.logins[0]["access_token"] != former["access_token"]
+
+        # The provider has ended the login: the user is told to log in again, and the dead tokens go.
+        await oidc.revoke(user.logins[0]["refresh_token"], "s2uc")
+        expire(user)
+        status, _, err = await user.run(*asked)
+        assert (status, "s2uc login --scope scistream" in err) == (16, True)
+        assert user.logins[0]["refresh_token"] == ""
+
+
+async def test_a_token_that_the_gateway_does_not_take(oidc: Provider, user: User, tmp_path: Path) -> None:
+    async with guarded(oidc, tmp_path) as here:
+        assert (await user.log_in(oidc, "--scope", "scistream"))[0] == 0
+        await oidc.revoke(user.logins[0]["access_token"], "s2uc")
+        status, _, err = await user.run("list", *at(here), "--scope", "scistream")
+        assert (status, "--force" in err) == (16, True)
+
+
+@contextlib.contextmanager
+def listener_on(port: int) -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", port)) as bound:
+        yield bound
+
+
+def typed(user: User, words: tuple[str, ...], answers: list[str]) -> tuple[int, str]:
+    with terminal() as (ours, theirs):
+        return converse(user, ours, theirs, words, answers)
