@@ -83,7 +83,9 @@ class Firewall:
             problems = await self._firewalld.reconcile(flows)
             self._problems = {flow.tunnel_id: problems for flow in flows if problems}
         self._begin()
-        return {flow.tunnel_id: await self._warnings(flow) for flow in flows}
+        # All in one go: hundreds of tunnels would each wait for the thread.
+        judged = await self._run(lambda: [self._judged(flow.binds, flow.allow_from) for flow in flows])
+        return {flow.tunnel_id: self._told(flow, each) for flow, each in zip(flows, judged, strict=True)}
 
     async def close(self) -> None:
         """See `interfaces.Traffic.close`."""
@@ -110,7 +112,9 @@ class Firewall:
     # Warnings
 
     async def _warnings(self, flow: Flow, *, refuse: bool = False) -> tuple[str, ...]:
-        judged = await self._run(self._judged, flow.binds, flow.allow_from)
+        return self._told(flow, await self._run(self._judged, flow.binds, flow.allow_from), refuse=refuse)
+
+    def _told(self, flow: Flow, judged: Sequence[Judgement], *, refuse: bool = False) -> tuple[str, ...]:
         said = dict.fromkeys(self._problems.get(flow.tunnel_id, ()))
         for bind, each in zip(flow.binds, judged, strict=True):
             if each.blocked and refuse:

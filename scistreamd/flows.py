@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -70,7 +71,9 @@ class Flows:
     async def reconcile(self, tunnels: Iterable[Tunnel]) -> None:
         """After a restart: have the network do what these ask for, and nothing for others."""
         self._known = {tunnel.id: tunnel for tunnel in tunnels}
-        self._applied = {tunnel.id: await self._flow(tunnel) for tunnel in self._known.values()}
+        # At once: each asks systemd for the user of its data server.
+        flows = await asyncio.gather(*map(self._flow, self._known.values()))
+        self._applied = {flow.tunnel_id: flow for flow in flows}
         for number, part in enumerate(self._parts):
             for tunnel_id, said in (await part.reconcile(tuple(self._applied.values()))).items():
                 self._note(self._known[tunnel_id], number, said)
