@@ -198,9 +198,8 @@ class Gateway:
         given = [("listen.inbound", settings.listen_inbound), ("listen.outbound", settings.listen_outbound)]
         for line in portcheck.absent(look, given):
             _log.error("%s", line)
-        free = self.manager.free_ports
-        unseen = f"; not seen: {'; '.join(look.unseen)}" if look.unseen else ""
-        _log.info("ports %s: %d not given out%s", settings.port_range, free, unseen)
+        if look.unseen:
+            _log.info("ports %s: not seen: %s", settings.port_range, "; ".join(look.unseen))
 
     def _tell_missing(self) -> None:
         """Say which data servers cannot run here, or lack something; that of the default type is an error."""

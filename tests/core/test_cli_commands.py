@@ -43,7 +43,7 @@ def test_names_with_either_dash(name: str, capsys: pytest.CaptureFixture[str]) -
     [
         ("logout", 0, "no token stored\n", ""),
         ("check-auth --ip 192.0.2.1", 16, "", "no token stored"),
-        ("login --scope abc", 12, "", "this version has no login yet"),
+        ("login", 3, "", "scope: whose tokens are wanted?"),
         ("--version", 0, f"s2uc, version {__version__}\n", ""),
         ("-v", 0, f"s2uc, version {__version__}\n", ""),
         ("", 2, "", "no command given"),

@@ -240,7 +240,8 @@ def converse(user: Anybody, ours: int, theirs: int, words: tuple[str, ...], answ
     )
     screen, waiting = "", list(answers)
     os.set_blocking(ours, False)
-    while True:
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
         done = process.poll() is not None
         with contextlib.suppress(BlockingIOError):
             screen += os.read(ours, 4096).decode()
@@ -249,3 +250,6 @@ def converse(user: Anybody, ours: int, theirs: int, words: tuple[str, ...], answ
         if done:
             return process.returncode, screen
         time.sleep(0.02)
+    process.kill()
+    process.wait()
+    raise AssertionError(f"s2uc does not end: {screen}")

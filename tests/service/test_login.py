@@ -283,7 +283,7 @@ async def test_at_a_terminal_the_gateways_wish_is_confirmed_once(oidc: Provider,
     async with guarded(oidc, tmp_path) as here:
         assert (await user.log_in(oidc, "--scope", "scistream"))[0] == 0
         for answer, status in (("no", 16), ("yes", 0)):
-            code, screen = await asyncio.to_thread(typed, user, ("list", *at(here)), [answer])
+            code, screen = await asyncio.to_thread(typed, user, ("list", "--no-pager", *at(here)), [answer])
             assert (code, oidc.issuer in screen, "scistream" in screen) == (status, True, True)
         assert (await user.run("list", *at(here)))[0] == 0
         assert "scistream" in (await user.run("check-auth", "--ip", "127.0.0.1"))[1]

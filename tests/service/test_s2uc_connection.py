@@ -187,12 +187,12 @@ async def test_a_certificate_of_the_tutorial_and_of_the_pinned_ca(home: Path) ->
 
 def _make_ca_and_leaf(home: Path) -> None:
     """A CA of openssl's making, a leaf for 127.0.0.1 and one for another host."""
-    new = "openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=ca -keyout ca.key -out ca.crt -days 2"
+    new = "openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=ca -keyout ca.key -out ca.crt -days 90"
     _openssl(home, new)
     for name, address in (("leaf", "127.0.0.1"), ("wrong", "192.168.30.10")):
         (home / "ext").write_text(f"subjectAltName=IP:{address}\n")
         _openssl(home, f"openssl req -newkey rsa:2048 -nodes -subj /CN={name} -keyout {name}.key -out {name}.csr")
-        sign = f"openssl x509 -req -in {name}.csr -CA ca.crt -CAkey ca.key -CAcreateserial -extfile ext -days 2"
+        sign = f"openssl x509 -req -in {name}.csr -CA ca.crt -CAkey ca.key -CAcreateserial -extfile ext -days 90"
         _openssl(home, f"{sign} -out {name}.crt")
 
 
