@@ -108,7 +108,6 @@ class Gateway:
         self.ports = PortView()
         self._process = ProcessLauncher(runtime, keepalive_idle=settings.tuning.keepalive_idle_seconds)
         self._plugged = plugged
-        self.certificate_warning = ""
         self.gate = Gate(settings, self._network, plugged.authority, plugged.authenticators(settings))
         self.manager = Manager(
             settings,
@@ -172,7 +171,13 @@ class Gateway:
         """One line for people: how many tunnels and free ports there are, and what an operator should see to."""
         tunnels, free = len(self.manager), self.manager.free_ports
         line = f"{tunnels} tunnel{'s' * (tunnels != 1)}, {free} port{'s' * (free != 1)} free"
-        return "; ".join([line, *self.gate.warnings, *([self.certificate_warning] if self.certificate_warning else [])])
+        return "; ".join([line, *self.gate.warnings])
+
+    def warn_of_certificate(self, warning: str) -> None:
+        """Say in status and properties that the control port's certificate needs care; empty: not any more."""
+        self.gate.beware = (warning,) if warning else ()
+        for door in self._doors:
+            door.settings_changed()
 
     @property
     def idle(self) -> bool:

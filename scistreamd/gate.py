@@ -81,18 +81,20 @@ class Gate:
         self._proven: OrderedDict[bytes, None] = OrderedDict()
         # Whether a listener of the control port can be reached from other hosts; the composition root knows.
         self.public = False
+        # What else the composition root has to say to the operator.
+        self.beware: tuple[str, ...] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the operator should know of who is served, while other hosts can reach the control port."""
+        """What the operator should know of who is served, while other hosts can reach the control port, and of more."""
         strict = self._settings.require_auth
         if not self.public or (self._authenticators and strict):
-            return ()
+            return self.beware
         if self._authenticators:
-            return ("require_auth = false: callers who prove nothing are served as well",)
+            return ("require_auth = false: callers who prove nothing are served as well", *self.beware)
         if strict:
-            return ("no authentication is configured: requests of other hosts are refused",)
-        return ("NO AUTHENTICATION: whoever reaches the control port may use this gateway",)
+            return ("no authentication is configured: requests of other hosts are refused", *self.beware)
+        return ("NO AUTHENTICATION: whoever reaches the control port may use this gateway", *self.beware)
 
     async def identify(self, caller: Caller, credentials: Credentials) -> Caller:
         """The caller with the identity that the first authenticator who knows the credentials vouches for.

@@ -117,7 +117,7 @@ class Service:
             _log.warning("%s; docs/authentication.md says what can be done about it", warning)
 
     def _warn(self, warning: str) -> None:
-        self._gateway.certificate_warning = warning
+        self._gateway.warn_of_certificate(warning)
         self._tell()
 
     def _tell(self) -> None:
