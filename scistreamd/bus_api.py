@@ -18,10 +18,11 @@ from scistreamd.bus_signals import Announcer
 from scistreamd.config import Settings
 from scistreamd.errors import Code, ScistreamError, invalid
 from scistreamd.gate import Grant, Verb
+from scistreamd.hop import Finding
 from scistreamd.identity import Identity
 from scistreamd.interfaces import Counters
 from scistreamd.introspection import Interface
-from scistreamd.model import Caller, Change, Options, Role, Target, TunnelView, Uid
+from scistreamd.model import Caller, Change, Options, Role, Security, Target, TunnelView, Uid
 from scistreamd.portcheck import Look, Socket, overlap
 
 FRONT_DOOR = "D-Bus"
@@ -65,6 +66,14 @@ class Tunnels(Protocol):
 
     async def hold_to(self, grant: Grant, tunnel_id: str, rate: int) -> TunnelView:
         """Hold the tunnel to another rate in kB/s, 0: to none."""
+
+    async def test(self, grant: Grant, tunnel_id: str, throughput: float) -> tuple[Finding, ...]:
+        """Test the hop to each target."""
+
+    async def test_path(
+        self, grant: Grant, uid: Uid, target: Target, security: Security | None, throughput: float
+    ) -> Finding:
+        """Test the hop to a listener that there is no tunnel to."""
 
     async def end(self, grant: Grant, tunnel_id: str, drain: float) -> None:
         """Release."""
@@ -152,10 +161,12 @@ class BusApi:
             (names.MANAGER, "ListCounters"): self._list_counters,
             (names.MANAGER, "CheckPorts"): self._check_ports,
             (names.MANAGER, "Reload"): self._reload,
+            (names.MANAGER, "TestPath"): self._test_path,
             (names.TUNNEL, "Update"): self._update,
             (names.TUNNEL, "Release"): self._release,
             (names.TUNNEL, "GetCounters"): self._get_counters,
             (names.TUNNEL, "GetUid"): self._get_uid,
+            (names.TUNNEL, "Test"): self._test,
         }
 
     def _interfaces_at(self, call: Call) -> Mapping[str, Interface]:
@@ -293,6 +304,17 @@ class BusApi:
         self.settings_changed()
         return ()
 
+    async def _test_path(self, call: Call, trail: Trail) -> tuple[Any, ...]:
+        text, entry, given = call.body
+        trail.asked = True
+        uid = Uid.parse(text)
+        trail.tunnel = uid.id
+        listener = Target.parse(entry, "listener")
+        security, seconds = bus_options.path(given)
+        grant = await self._allowed(call, trail, Verb.CREATE)
+        found = await self._tunnels.test_path(grant, uid, listener, security, seconds)
+        return (bus_view.finding(found),)
+
     # Tunnel
 
     async def _update(self, call: Call, trail: Trail) -> tuple[Any, ...]:
@@ -333,6 +355,12 @@ class BusApi:
         tunnel_id = self._id(call, trail)
         grant = await self._allowed(call, trail, Verb.REVEAL, tunnel_id)
         return (self._tunnels.reveal(grant, tunnel_id).reveal(),)
+
+    async def _test(self, call: Call, trail: Trail) -> tuple[Any, ...]:
+        tunnel_id = self._id(call, trail)
+        seconds = bus_options.throughput(call.body[0])
+        grant = await self._allowed(call, trail, Verb.UPDATE, tunnel_id)
+        return ([bus_view.finding(each) for each in await self._tunnels.test(grant, tunnel_id, seconds)],)
 
     def _id(self, call: Call, trail: Trail) -> str:
         """The tunnel whose object is called; the object is known to be there."""

@@ -13,6 +13,7 @@ from scistreamd.options import MAX_ENTRIES, MAX_LIFETIME
 
 MAX_RATE = 1_000_000_000
 MAX_DRAIN = 24 * 3600
+MAX_THROUGHPUT = 30
 
 Given = Mapping[str, Typed]
 
@@ -20,6 +21,8 @@ OUTBOUND = ("type", "listen", "rate", "security", "lifetime", "allow-from", "lab
 INBOUND = ("uid", *OUTBOUND)
 UPDATE = ("rate", "lifetime")
 RELEASE = ("drain",)
+TEST = ("throughput",)
+TEST_PATH = ("security", "throughput")
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,18 @@ def drain(given: Given) -> int:
     """The option of Release, in seconds."""
     _check(given, RELEASE)
     return _number(given, "drain", MAX_DRAIN) or 0
+
+
+def throughput(given: Given, known: Collection[str] = TEST) -> int:
+    """The option of Test, in seconds; 0: do not measure."""
+    _check(given, known)
+    return _number(given, "throughput", MAX_THROUGHPUT) or 0
+
+
+def path(given: Given) -> tuple[Security | None, int]:
+    """The options of TestPath: the security mode, and as `throughput`."""
+    seconds = throughput(given, TEST_PATH)
+    return Security.parse(given["security"].value) if "security" in given else None, seconds
 
 
 def _check(given: Given, known: Collection[str]) -> None:

@@ -11,6 +11,7 @@ from scistreamd.bus_messages import Typed
 from scistreamd.config import Settings
 from scistreamd.counts import Counts, Totals
 from scistreamd.dataserver import TYPES, parse_type
+from scistreamd.hop import Finding
 from scistreamd.model import TunnelView
 
 Properties = dict[str, Typed]
@@ -120,3 +121,19 @@ def counts_told(counts: Counts) -> Properties:
 
 def _totals(prefix: str, totals: Totals) -> Properties:
     return {f"{prefix}{name.replace('_', '-')}": Typed("t", value) for name, value in totals._asdict().items()}
+
+
+def finding(found: Finding) -> dict[str, Typed]:
+    """One test of a hop, as Test and TestPath tell it."""
+    return {
+        "listener": Typed("s", str(found.listener)),
+        "ok": Typed("b", found.outcome.code is None),
+        "outcome": Typed("s", found.outcome.value),
+        "message": Typed("s", found.message),
+        "hint": Typed("s", found.hint),
+        "connect-usec": Typed("t", found.connect_usec),
+        "handshake-usec": Typed("t", found.handshake_usec),
+        "rtt-usec": Typed("t", found.rtt_usec),
+        "sent-bytes": Typed("t", found.sent_bytes),
+        "throughput": Typed("t", found.throughput),
+    }

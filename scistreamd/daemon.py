@@ -46,6 +46,7 @@ from scistreamd.manager import Manager
 from scistreamd.meter import Meter
 from scistreamd.model import Endpoint, IPAddress, State
 from scistreamd.network import HostNetwork, dialable
+from scistreamd.pathtest import PathTest
 from scistreamd.portview import PortView
 from scistreamd.process import ProcessLauncher
 from scistreamd.runtime import runtime_directory
@@ -109,15 +110,17 @@ class Gateway:
         self._process = ProcessLauncher(runtime, keepalive_idle=settings.tuning.keepalive_idle_seconds)
         self._plugged = plugged
         self.gate = Gate(settings, self._network, plugged.authority, plugged.authenticators(settings))
+        keys = TunnelKeys()
         self.manager = Manager(
             settings,
             self.gate,
-            TunnelKeys(),
+            keys,
             self._launcher_of,
             any_address,
             store=plugged.store,
             traffic=plugged.traffic,
             view=self.ports,
+            tester=PathTest(keys),
             dialable=dialable,
         )
         self.server = ControlServer(self.manager, self.gate, settings.control.limits)

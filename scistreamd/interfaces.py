@@ -18,6 +18,7 @@ from scistreamd.portcheck import Look
 
 if TYPE_CHECKING:
     from scistreamd.counts import Counts, Totals
+    from scistreamd.hop import Finding
     from scistreamd.legs import Saved, Way
     from scistreamd.records import Record
     from scistreamd.sock import Sock
@@ -174,6 +175,18 @@ class KeyMaker(Protocol):
 
     def files(self, uid: Uid, role: Role, security: Security) -> Mapping[str, bytes]:
         """File name to content for `Places.secrets`; empty under ``none``."""
+
+
+class PathTester(Protocol):
+    """Tests the hop to a listener of an inbound gateway."""
+
+    async def test(
+        self, uid: Uid, security: Security, listener: Endpoint, seconds: float, throughput: float
+    ) -> Finding:
+        """Connect with the keys of the UID, and say what became of it within ``seconds``; raises nothing.
+
+        ``throughput``: send for so many seconds beyond that, and say how much arrived; 0: do not.
+        """
 
 
 class PortsBusy(Exception):

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from scistreamd.dataserver.answer import ANSWER_NAME
 from scistreamd.dataserver.common import CERTIFICATE_NAME
 from scistreamd.interfaces import CA_FILE, LEAF_FILE, PSK_FILE
 from scistreamd.model import Role, Security, Uid
@@ -59,14 +60,18 @@ def ca_certificate(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
 def leaf_certificate(
     role: Role, key: ec.EllipticCurvePrivateKey, issuer: ec.EllipticCurvePrivateKey
 ) -> x509.Certificate:
-    """This gateway's certificate: the role is in the name (SAN) and in the extended key usage."""
+    """This gateway's certificate: the role is in the name (SAN) and in the extended key usage.
+
+    That of an inbound one has the name by which its data server answers tests as well.
+    """
+    names = [CERTIFICATE_NAME[role], *([ANSWER_NAME] if role is Role.PROD else [])]
     return (
         _builder(_name(CERTIFICATE_NAME[role]), _name(CA_NAME), key.public_key(), issuer)
         .serial_number(x509.random_serial_number())
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([_USAGE[role]]), critical=True)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(CERTIFICATE_NAME[role])]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), critical=False)
         .sign(issuer, hashes.SHA256())
     )
 

@@ -22,11 +22,14 @@ from scistreamd.dataserver import DataServerType
 from scistreamd.errors import Code, ScistreamError, invalid
 from scistreamd.flows import Flows
 from scistreamd.gate import Gate, Grant, Verb
+from scistreamd.hop import Finding
+from scistreamd.hoptests import HopTests
 from scistreamd.interfaces import (
     EndedMeanwhile,
     Held,
     KeyMaker,
     Launcher,
+    PathTester,
     Plan,
     PortsBusy,
     PortView,
@@ -36,7 +39,19 @@ from scistreamd.interfaces import (
 )
 from scistreamd.legs import Way
 from scistreamd.lifecycle import Event
-from scistreamd.model import Answer, Change, Endpoint, IPAddress, Options, Role, State, Target, TunnelView, Uid
+from scistreamd.model import (
+    Answer,
+    Change,
+    Endpoint,
+    IPAddress,
+    Options,
+    Role,
+    Security,
+    State,
+    Target,
+    TunnelView,
+    Uid,
+)
 from scistreamd.planning import Planner
 from scistreamd.portcheck import Look
 from scistreamd.registry import Registry, no_tunnel, view_of, way_of
@@ -62,11 +77,12 @@ class Manager:
         store: Store | None = None,
         traffic: Sequence[Traffic] = (),
         view: PortView | None = None,
+        tester: PathTester | None = None,
         dialable: Callable[[], IPAddress | None] = lambda: None,
     ) -> None:
         """``launcher_of``, ``any_address``, ``dialable``: as `planning.Planner` has them; ``store`` keeps the books of
         tunnels that outlive the daemon, where a launcher has such; ``traffic``: what the kernel's network can do;
-        ``view``: who else has ports."""
+        ``view``: who else has ports; ``tester`` tests hops."""
         self._settings = settings
         self._gate = gate
         self._keys = keys
@@ -75,6 +91,7 @@ class Manager:
         self._registry = Registry()
         self._flows = Flows(traffic, self._guarded, self._registry.changed)
         self._view = view
+        self._hops = HopTests(tester)
         self._ports = Reservations(settings.port_range, self._flows, view)
         self._early: dict[str, set[asyncio.Event]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -197,6 +214,28 @@ class Manager:
         tunnel = self._registry.known(tunnel_id)
         await self._shielded(self._hold_to(tunnel, rate or self._settings.rate_default))
         return view_of(tunnel)
+
+    async def test(self, grant: Grant, tunnel_id: str, throughput: float) -> tuple[Finding, ...]:
+        """Test the hop of an active outbound tunnel, see `hoptests.HopTests.of_tunnel`."""
+        tunnel = self._registry.known(tunnel_id)
+        self._gate.permit(grant, self._question(grant, tunnel, Verb.UPDATE))
+        found = await self._hops.of_tunnel(tunnel, throughput)
+        self._registry.changed(tunnel)
+        return found
+
+    async def test_path(
+        self, grant: Grant, uid: Uid, target: Target, security: Security | None, throughput: float
+    ) -> Finding:
+        """Test the hop that an outbound tunnel to ``target`` would have, for whoever may make that tunnel.
+
+        ``security`` None: the gateway's default. Raises what `create` raises for such a target.
+        """
+        mode = self._gate.security(security, frozenset(Security))
+        question = Question(
+            Verb.CREATE.value, grant.caller.identity, grant.caller.peer, role=Role.CONS, security=mode, count=1
+        )
+        _, [addresses] = await self._gate.targets(grant, question, [target])
+        return await self._hops.of_path(uid, mode, addresses[0], throughput)
 
     async def end(self, grant: Grant, tunnel_id: str, drain: float) -> None:
         """As `release`."""
@@ -519,9 +558,19 @@ class Manager:
                     if tunnel.generation != generation:  # what the books did not take, the data server must not do
                         await self._run(tunnel, tunnel.holding, self._books.plan(tunnel, tunnel.generation + 1))
                 raise
+            tunnel.hop_warnings = ()
+        await self._try_hop(tunnel, tunnel.generation)
         self._registry.changed(tunnel)
         _log.info("forwards to %s", ", ".join(map(str, spread)), extra={"tunnel": tunnel.id})
         return tunnel.answer(spread)
+
+    async def _try_hop(self, tunnel: Tunnel, generation: int) -> None:
+        """Not while the tunnel is `busy`: a release does not wait for it."""
+        warnings = await self._hops.warnings(tunnel)
+        if tunnel.generation == generation:  # else a later update has tried other targets
+            tunnel.hop_warnings = warnings
+        for warning in warnings:
+            _log.warning("%s", warning, extra={"tunnel": tunnel.id})
 
     async def _serve(self, tunnel: Tunnel, plan: Plan) -> None:
         """Have the data server follow the plan; a first one that fails takes its tunnel with it."""

@@ -65,4 +65,5 @@ OPTION_SIGNATURES = {
     "allow-from": "as",
     "label": "s",
     "drain": "t",
+    "throughput": "t",
 }

@@ -23,8 +23,9 @@ class Tunnel:
     ``reserved``: its ports are taken out of the pool; ``ports_within``: the part
     of it that policy leaves it, None: all; ``announced``: watchers know of it.
     ``rate`` is in kB/s, 0: no limit. ``traffic_warnings`` are those
-    of each `interfaces.Traffic`, by its number. ``greeted`` ends the wait of
-    `req`: with the answer, or with why there is none.
+    of each `interfaces.Traffic`, by its number, ``hop_warnings`` those of the
+    last test of the hop. ``greeted`` ends the wait of `req`: with the answer,
+    or with why there is none.
     """
 
     uid: Uid
@@ -52,6 +53,7 @@ class Tunnel:
     rate: int = 0
     own_warnings: tuple[str, ...] = ()
     traffic_warnings: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    hop_warnings: tuple[str, ...] = ()
     busy: asyncio.Lock = field(default_factory=asyncio.Lock)
     timer: asyncio.TimerHandle | None = None
     undo: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
@@ -69,7 +71,11 @@ class Tunnel:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What its user is to beware of."""
-        every = (self.own_warnings, *(of_part for _, of_part in sorted(self.traffic_warnings.items())))
+        every = (
+            self.own_warnings,
+            *(of_part for _, of_part in sorted(self.traffic_warnings.items())),
+            self.hop_warnings,
+        )
         return tuple(warning for of_part in every for warning in of_part)
 
     @property

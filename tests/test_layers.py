@@ -14,11 +14,12 @@ CORE = {
     "", "model", "identity", "rules", "rulefile", "errors", "config",
     "policy", "throttle", "ports", "lifecycle", "interfaces", "options", "names", "records",
     "units", "unit_properties", "nftrules", "sourcefilter", "netattributes", "shaping", "capacity", "portcheck",
-    "counts", "legs", "sock", "tally",
+    "counts", "hop", "legs", "sock", "tally",
     "nft", "nft.attributes", "nft.conditions", "nft.decode", "nft.evaluate", "nft.expressions", "nft.facts", "nft.host",
     "nft.judgement", "nft.packet", "nft.quote", "nft.quote_values", "nft.ruleset", "nft.spans", "nft.steps", "nft.xt",
     "configfile", "configkeys", "control.limits", "introspection", "bus_messages",
-    "dataserver", "dataserver.common", "dataserver.haproxy", "dataserver.nginx", "dataserver.stunnel",
+    "dataserver", "dataserver.answer", "dataserver.common",
+    "dataserver.haproxy", "dataserver.nginx", "dataserver.stunnel",
 }  # fmt: skip
 ADAPTERS = {
     "child", "process", "places", "readiness", "sockets", "network", "keys", "runtime", "logs", "spawn",
@@ -30,11 +31,12 @@ ADAPTERS = {
     "bus", "bus_wire", "polkit", "netlink", "nfttable", "nftmessages", "guard", "portview",
     "rates", "taken", "tc", "routes",
     "counterbooks", "sockdiag", "metrics", "metrics_http", "packetcount",
+    "pathtest", "pathrate", "pskhello",
     "nft_dump", "host_view", "firewall", "firewalld",
 }  # fmt: skip
 # What a command line tool and the daemon do alike.
 SHARED = {"addresses", "files", "selfsigned", "tokenfile"}
-SERVICE = {"gate", "manager", "books", "flows", "meter", "planning", "registry", "reservations", "tunnel"}
+SERVICE = {"gate", "manager", "books", "flows", "hoptests", "meter", "planning", "registry", "reservations", "tunnel"}
 CONTROL = "control"
 BUS_DOOR = {"bus_api", "bus_calls", "bus_objects", "bus_options", "bus_signals", "bus_view"}
 # They build the adapters, and join all parts.

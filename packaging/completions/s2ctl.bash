@@ -7,7 +7,7 @@ _s2ctl() {
     local options= ids= files=
     COMPREPLY=()
     if (( COMP_CWORD == 1 )); then
-        COMPREPLY=($(compgen -W "list status show inbound outbound update extend release logs watch top check cert token config version" -- "$cur"))
+        COMPREPLY=($(compgen -W "list status show inbound outbound update extend release logs watch top check test cert token config version" -- "$cur"))
         return
     fi
     if (( COMP_CWORD == 2 )) && [[ ${COMP_WORDS[1]} == cert ]]; then
@@ -43,6 +43,7 @@ _s2ctl() {
         "watch") options="-h --help --json -H --host --address" ids=1;;
         "top") options="-h --help -d --delay -n --count -b --batch --sort --span --no-legend --json -H --host --address";;
         "check") options="-h --help -q --quiet --json --no-pager --no-legend -H --host --address";;
+        "test") options="-h --help --uid --security --throughput -q --quiet --json --no-ask-password -H --host --address";;
         "cert create") options="-h --help --ip --dns --out --key --days --force";;
         "cert show") options="-h --help --json" files=1;;
         "token create") options="-h --help --expires --file --json --no-pager";;

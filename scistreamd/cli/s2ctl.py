@@ -99,6 +99,9 @@ TOOL = Tool(
         Command("top", "show live rates", arguments.top, lazily("scistreamd.cli.ctl.top", "top")),
         Command("check", "say which ports could be listened on", arguments.check, lazily(_READING, "check")),
         Command(
+            "test", "test the way to an inbound gateway", arguments.test, lazily("scistreamd.cli.ctl.testing", "test")
+        ),
+        Command(
             "cert create",
             "make the control port's key and certificate",
             _create_arguments,

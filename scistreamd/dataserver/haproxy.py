@@ -8,6 +8,15 @@ from __future__ import annotations
 
 import signal
 
+from scistreamd.dataserver.answer import (
+    ANSWER_NAME,
+    ANSWER_SECONDS,
+    ANSWER_SOCKET,
+    ANSWER_TEXT,
+    ANSWERS_AT_ONCE,
+    BODY_HEADER,
+    answers,
+)
 from scistreamd.dataserver.common import (
     CERTIFICATE_NAME,
     CIPHER_SUITES,
@@ -47,7 +56,7 @@ class Haproxy:
         # Its directory keeps others out; the mode lets in a daemon that is root without capabilities.
         # The master's socket, for it answers when it can take signals; it hands `@1` on to its newest worker.
         socket = places.scratch / READY_SOCKET
-        sections = [_global(plan), _defaults(plan), *_listeners(plan, places)]
+        sections = [_global(plan), _defaults(plan), *_answer(plan, places), *_listeners(plan, places)]
         return Program(
             argv=("haproxy", "-W", "-S", f"{socket},mode,666", "-db", "-f", str(places.config / CONFIG)),
             environment={},
@@ -57,7 +66,7 @@ class Haproxy:
             drain_signal=signal.SIGUSR1,
             retired=LogSays(f"Proxy l{len(plan.listeners) - 1} stopped"),
             rejected="Loading failure!",
-            routine=("[NOTICE]", "Proxy l", "Proxy <"),
+            routine=("[NOTICE]", "Proxy l", "Proxy <", "Proxy answer"),
         )
 
 
@@ -112,16 +121,47 @@ def _defaults(plan: Plan) -> str:
 """
 
 
+def _answer(plan: Plan, places: Places) -> list[str]:
+    """What answers tests of the path; a body must fit into a buffer, or it would not be read to its end."""
+    if not answers(plan):
+        return []
+    # A quoted word may not begin in the middle of one that has a prefix: the prefix is inside.
+    socket = quoted(places.scratch / ANSWER_SOCKET).replace('"', '"unix@', 1)
+    body = plan.tuning.buffer_bytes // 2
+    text = f"""frontend answers
+    mode http
+    bind {socket} mode 600
+    timeout http-keep-alive {plan.tuning.handshake_seconds}s
+    http-request set-var(sess.began) date unless {{ var(sess.began) -m found }}
+    http-request reject if {{ date,sub(sess.began) gt {ANSWER_SECONDS} }}
+    http-request wait-for-body time {plan.tuning.handshake_seconds}s if METH_POST
+    http-request return status 200 content-type text/plain hdr {BODY_HEADER} {body} string "{ANSWER_TEXT}"
+backend answer
+    timeout tunnel {ANSWER_SECONDS}s
+    server answer {socket} maxconn {ANSWERS_AT_ONCE}
+"""
+    return [text]
+
+
 def _listeners(plan: Plan, places: Places) -> list[str]:
     return [
-        _listener(index, f"fd@{fd}{_bind_tls(plan, places)}", bind, plan.targets[index], _server_tls(plan, places))
+        _listener(
+            index,
+            [f"bind fd@{fd}{_bind_tls(plan, places)}", *_to_answer(plan), *_allow(bind)],
+            plan.targets[index],
+            _server_tls(plan, places),
+        )
         for index, fd, bind in tcp_sockets(plan)
     ]
 
 
-def _listener(index: int, on: str, bind: Bind, targets: tuple[Endpoint, ...], server_tls: str) -> str:
+def _to_answer(plan: Plan) -> list[str]:
+    return [f"use_backend answer if {{ ssl_fc_sni -i {ANSWER_NAME} }}"] if answers(plan) else []
+
+
+def _listener(index: int, begins: list[str], targets: tuple[Endpoint, ...], server_tls: str) -> str:
     # A target is tried once: HAProxy waits a second before it tries the same one again.
-    lines = [f"listen l{index}", f"    bind {on}", f"    retries {len(targets) - 1}", *_allow(bind)]
+    lines = [f"listen l{index}", *(f"    {line}" for line in begins), f"    retries {len(targets) - 1}"]
     for number, target in enumerate(targets):
         # The first address is the best one; the others are for its failures.
         weight = 256 if number == 0 else 1
@@ -133,8 +173,8 @@ def _allow(bind: Bind) -> list[str]:
     """Who may connect, one network a line (HAProxy takes 64 words); decided before TLS."""
     if not bind.allow_from:
         return []
-    allowed = [f"    acl allowed src {network}" for network in bind.allow_from]
-    return [*allowed, "    tcp-request connection reject unless allowed"]
+    allowed = [f"acl allowed src {network}" for network in bind.allow_from]
+    return [*allowed, "tcp-request connection reject unless allowed"]
 
 
 def _address(target: Endpoint) -> str:

@@ -9,6 +9,15 @@ from __future__ import annotations
 
 import signal
 
+from scistreamd.dataserver.answer import (
+    ANSWER_NAME,
+    ANSWER_SECONDS,
+    ANSWER_SOCKET,
+    ANSWER_TEXT,
+    BODY_HEADER,
+    MOST_BODY,
+    answers,
+)
 from scistreamd.dataserver.common import (
     CERTIFICATE_NAME,
     CIPHER_SUITES,
@@ -47,7 +56,7 @@ class Nginx:
         return Program(
             argv=("nginx", "-e", "stderr", "-c", str(places.config / CONFIG)),
             environment={"NGINX": "".join(f"{fd};" for fd in fds)},
-            config={CONFIG: _main(plan, places) + _stream(plan, places)},
+            config={CONFIG: _main(plan, places) + _stream(plan, places) + _answer(plan, places)},
             ready=SocketSays(places.scratch / READY_SOCKET, b"", _word(plan).encode()),
             reload_signal=signal.SIGHUP,
             drain_signal=signal.SIGQUIT,
@@ -83,6 +92,8 @@ events {{
 def _stream(plan: Plan, places: Places) -> str:
     tuning = plan.tuning
     servers = "".join(_servers(plan, index) for index in range(len(plan.listeners)))
+    if answers(plan):
+        servers = f"    upstream answer {{\n        server {_unix(places, ANSWER_SOCKET)};\n    }}\n" + servers
     return f"""
 stream {{
     proxy_buffer_size {tuning.buffer_bytes};
@@ -92,10 +103,42 @@ stream {{
     proxy_socket_keepalive on;
 {_tls(plan, places)}
     server {{
-        listen {quoted(places.scratch / READY_SOCKET).replace('"', '"unix:', 1)};
+        listen {_unix(places, READY_SOCKET)};
         return "{_word(plan)}";
     }}
 {servers}}}
+"""
+
+
+def _unix(places: Places, name: str) -> str:
+    """A socket in the scratch directory; the prefix is inside the quotes."""
+    return quoted(places.scratch / name).replace('"', '"unix:', 1)
+
+
+def _answer(plan: Plan, places: Places) -> str:
+    """What answers tests of the path; it throws away what it is sent. The temporary paths are made at each start."""
+    if not answers(plan):
+        return ""
+    temporary = "".join(
+        f"    {kind}_temp_path {quoted(places.scratch / 'http')};\n"
+        for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    return f"""
+http {{
+    access_log off;
+{temporary}
+    server {{
+        listen {_unix(places, ANSWER_SOCKET)};
+        default_type text/plain;
+        client_max_body_size {MOST_BODY};
+        client_body_timeout {plan.tuning.handshake_seconds}s;
+        keepalive_timeout {plan.tuning.handshake_seconds}s;
+        keepalive_time {ANSWER_SECONDS}s;
+        keepalive_requests 1000000;
+        add_header {BODY_HEADER} {MOST_BODY};
+        return 200 "{ANSWER_TEXT}";
+    }}
+}}
 """
 
 
@@ -105,9 +148,13 @@ def _servers(plan: Plan, index: int) -> str:
     keepalive = f"so_keepalive={tuning.keepalive_idle_seconds}s:{KEEPALIVE_INTERVAL_SECONDS}s:{KEEPALIVE_PROBES}"
     ssl = " ssl" if plan.security is Security.TLS and plan.role is Role.PROD else ""
     text = _upstream(index, plan.targets[index])
-    text += _server(f"{_address(bind)}{ssl} {keepalive} backlog={tuning.connections}", index, _allow(bind))
+    to = f"t{index}"
+    if answers(plan):
+        to = f"$to{index}"
+        text += f"    map $ssl_server_name {to} {{\n        default t{index};\n        {ANSWER_NAME} answer;\n    }}\n"
+    text += _server(f"{_address(bind)}{ssl} {keepalive} backlog={tuning.connections}", to, _allow(bind))
     if bind.udp:
-        text += _server(f"{_address(bind)} udp", index, f"        proxy_timeout {UDP_IDLE};\n" + _allow(bind))
+        text += _server(f"{_address(bind)} udp", f"t{index}", f"        proxy_timeout {UDP_IDLE};\n" + _allow(bind))
     return text
 
 
@@ -119,8 +166,8 @@ def _upstream(index: int, targets: tuple[Endpoint, ...]) -> str:
     return f"\n    upstream t{index} {{\n{''.join(lines)}    }}\n"
 
 
-def _server(listen: str, index: int, more: str) -> str:
-    return f"    server {{\n        listen {listen};\n        proxy_pass t{index};\n{more}    }}\n"
+def _server(listen: str, to: str, more: str) -> str:
+    return f"    server {{\n        listen {listen};\n        proxy_pass {to};\n{more}    }}\n"
 
 
 def _allow(bind: Bind) -> str:

@@ -8,6 +8,14 @@ from __future__ import annotations
 
 import signal
 
+from scistreamd.dataserver.answer import (
+    ANSWER_NAME,
+    ANSWER_SECONDS,
+    ANSWER_TEXT,
+    BODY_HEADER,
+    MOST_BODY,
+    answers,
+)
 from scistreamd.dataserver.common import (
     CERTIFICATE_NAME,
     CIPHER_SUITES,
@@ -21,6 +29,9 @@ from scistreamd.interfaces import CA_FILE, LEAF_FILE, PSK_FILE, Bind, LogSays, P
 from scistreamd.model import Endpoint, Role, Security
 
 CONFIG = "stunnel.conf"
+ANSWER_SCRIPT = "answer.sh"
+# The script's path is in the environment, for Stunnel splits arguments at spaces and knows no quotes.
+_SCRIPT_VARIABLE = "SCISTREAM_ANSWER"
 # SHA-1 first: about 1.4 times the throughput of SHA-384, which a 1.2 peer would prefer; HMAC-SHA-1 is not broken.
 PSK_CIPHERS = "ECDHE-PSK-NULL-SHA:ECDHE-PSK-NULL-SHA256:ECDHE-PSK-NULL-SHA384:aPSK+eNULL"
 
@@ -40,10 +51,13 @@ class Stunnel:
         """Render the plan; BugError for a path that the configuration cannot hold."""
         security = _tls(plan, places) if plan.security is Security.TLS else _psk_null(places)
         services = [_service(plan, index, bind) for index, _, bind in tcp_sockets(plan)]
+        # Stunnel 5.68 takes one `sni` of a service, although its manual has it that there may be several.
+        answering = [_answer(plan, index) for index in range(len(services)) if answers(plan)]
+        text = "\n".join([_global(plan), security, *services, *answering])
         return Program(
             argv=("stunnel", str(places.config / CONFIG)),
-            environment={},
-            config={CONFIG: "\n".join([_global(plan), security, *services])},
+            environment={_SCRIPT_VARIABLE: str(places.config / ANSWER_SCRIPT)} if answers(plan) else {},
+            config={CONFIG: text, ANSWER_SCRIPT: _SCRIPT} if answers(plan) else {CONFIG: text},
             ready=LogSays(f"Service [{_name(plan, len(services) - 1)}] (FD="),
             reload_signal=signal.SIGHUP,
             drain_signal=None,
@@ -112,6 +126,42 @@ TIMEOUTbusy = {plan.tuning.handshake_seconds}
 TIMEOUTconnect = {plan.tuning.connect_seconds}
 TIMEOUTidle = {IDLE_SECONDS}
 TIMEOUTclose = {IDLE_SECONDS}
+"""
+
+
+# The configuration is readable by all, and so is this. dash reads a pipe byte by byte, so the body is left to head.
+_SCRIPT = f"""# Answers tests of the path: one HTTP/1.1 request after the other, until the time is over.
+carriage_return=$(printf '\\r')
+while read -r method rest; do
+    length=0
+    while read -r name value && [ "$name" != "$carriage_return" ]; do
+        case $name in
+        [Cc]ontent-[Ll]ength:) length=${{value%"$carriage_return"}} ;;
+        esac
+    done
+    case $length in
+    '' | *[!0-9]* | ?????????*) exit 1 ;;
+    esac
+    if [ "$length" -gt 0 ]; then
+        head -c "$length" > /dev/null
+    fi
+    printf 'HTTP/1.1 200 OK\\r\\n{BODY_HEADER}: {MOST_BODY}\\r\\n'
+    printf 'Content-Length: {len(ANSWER_TEXT)}\\r\\n\\r\\n{ANSWER_TEXT}'
+done
+"""
+
+
+def _answer(plan: Plan, index: int) -> str:
+    """A service that takes from the listener's what asks for its name (stunnel(8), sni)."""
+    return f"""[{_name(plan, index)}-answer]
+debug = warning
+client = no
+sni = {_name(plan, index)}:{ANSWER_NAME}
+exec = /usr/bin/timeout
+execArgs = timeout {ANSWER_SECONDS} /bin/sh -c exec${{IFS}}/bin/sh${{IFS}}"${_SCRIPT_VARIABLE}"
+TIMEOUTbusy = {plan.tuning.handshake_seconds}
+TIMEOUTidle = {ANSWER_SECONDS}
+TIMEOUTclose = 1
 """
 
 

@@ -25,6 +25,7 @@ GetTunnel(id_or_uid s) -> tunnel o
 ListTunnels() -> tunnels a(sssasassso)
 ListCounters() -> counters a(sutttttadaduttb)
 CheckPorts(ports aq) -> answers aa{sv}
+TestPath(uid s, listener s, options a{sv}) -> result a{sv}
 Reload()
 property Version s const
 property ListenerAddress s true
@@ -42,6 +43,7 @@ Update(targets as, options a{sv})
 Release(options a{sv})
 GetCounters() -> counters a{sv}
 GetUid() -> uid s
+Test(options a{sv}) -> results aa{sv}
 property Id s true
 property Label s true
 property Role s true

@@ -69,18 +69,20 @@ def test_both_gateways_make_interchangeable_ca_certificates() -> None:
 
 
 @pytest.mark.parametrize(
-    ("role", "name", "usage"),
+    ("role", "expected", "usage"),
     [
-        (Role.PROD, "prod.scistream.invalid", ExtendedKeyUsageOID.SERVER_AUTH),
-        (Role.CONS, "cons.scistream.invalid", ExtendedKeyUsageOID.CLIENT_AUTH),
+        (Role.PROD, ["prod.scistream.invalid", "test.scistream.invalid"], ExtendedKeyUsageOID.SERVER_AUTH),
+        (Role.CONS, ["cons.scistream.invalid"], ExtendedKeyUsageOID.CLIENT_AUTH),
     ],
 )
-def test_the_leaf_names_its_role_and_nothing_of_the_uid(role: Role, name: str, usage: x509.ObjectIdentifier) -> None:
+def test_the_leaf_names_its_role_and_nothing_of_the_uid(
+    role: Role, expected: list[str], usage: x509.ObjectIdentifier
+) -> None:
     files = TunnelKeys().files(UID, role, Security.TLS)
     leaf = x509.load_pem_x509_certificate(files[LEAF_FILE])
     extensions = leaf.extensions
     names = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    assert names.get_values_for_type(x509.DNSName) == [name]
+    assert names.get_values_for_type(x509.DNSName) == expected
     assert list(extensions.get_extension_for_class(x509.ExtendedKeyUsage).value) == [usage]
     assert not extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     shown = leaf.public_bytes(Encoding.DER) + x509.load_pem_x509_certificate(files[CA_FILE]).public_bytes(Encoding.DER)

@@ -25,6 +25,7 @@ from scistreamd.config import Settings
 from scistreamd.counts import Counts
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.gate import Gate, Grant
+from scistreamd.hop import Finding, Outcome
 from scistreamd.model import (
     Caller,
     Change,
@@ -38,6 +39,7 @@ from scistreamd.model import (
     Target,
     TunnelView,
     Uid,
+    parse_address,
 )
 from scistreamd.network import HostNetwork
 from scistreamd.portcheck import Look
@@ -197,6 +199,13 @@ def variant(signature: str, value: Any) -> Variant:
     return Variant(signature, value)
 
 
+def finding(listener: Endpoint) -> Finding:
+    """Port 5999 is filtered, others are fine."""
+    if listener.port == 5999:
+        return Finding(listener, Outcome.FILTERED, "filtered: no answer", "ask for an open port")
+    return Finding(listener, Outcome.OK, "fine", "", 150, 2500, 300, 5_000_000, 1_000_000)
+
+
 class Tunnels:
     """A manager without ports and data servers, for what the front door itself does.
 
@@ -291,6 +300,16 @@ class Tunnels:
         self.calls.append(("hold_to", grant, tunnel_id, rate))
         self.change(ChangeKind.CHANGED, replace(self.view(tunnel_id), rate=rate))
         return self.view(tunnel_id)
+
+    async def test(self, grant: Grant, tunnel_id: str, throughput: float) -> tuple[Finding, ...]:
+        self.calls.append(("test", grant, tunnel_id, throughput))
+        return tuple(finding(Endpoint(parse_address(each.host), each.port)) for each in self.view(tunnel_id).targets)
+
+    async def test_path(
+        self, grant: Grant, uid: Uid, target: Target, security: Security | None, throughput: float
+    ) -> Finding:
+        self.calls.append(("test_path", grant, uid, target, security, throughput))
+        return finding(Endpoint(parse_address(target.host), target.port))
 
     async def end(self, grant: Grant, tunnel_id: str, drain: float) -> None:
         self.calls.append(("end", grant, tunnel_id, drain))

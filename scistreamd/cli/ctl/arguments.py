@@ -12,6 +12,8 @@ from scistreamd.model import Listen, Security, Target
 JSON_MODES = ("short", "pretty", "off")
 _MAX_RATE = 1_000_000_000
 _MAX_DRAIN = 24 * 3600
+_MAX_THROUGHPUT = 30
+_THROUGHPUT = 5
 _MAX_LINES = 1_000_000
 # For ``top``: over how many seconds rates are told, and what its lines can be sorted by.
 SPANS = (1, 10, 60)
@@ -229,6 +231,33 @@ def top(parser: Parser) -> None:
     )
     parser.add_argument("--no-legend", action="store_true", help="print no titles and no summary")
     json_mode(parser)
+    _bus(parser)
+
+
+def test(parser: Parser) -> None:
+    """Options of ``test``."""
+    parser.add_argument(
+        "what", metavar="ID|LISTENER", help="an outbound tunnel: its id, the start of it, its label; or HOST:PORT there"
+    )
+    parser.add_argument(
+        "--uid",
+        metavar="UID",
+        help="test LISTENER before there is a tunnel to it; - reads the UID from stdin, @FILE from a file",
+    )
+    parser.add_argument(
+        "--security", type=_security, metavar="MODE", help="with --uid: tls, psk-null or none (the gateway's)"
+    )
+    parser.add_argument(
+        "--throughput",
+        type=integer(1, _MAX_THROUGHPUT),
+        nargs="?",
+        const=_THROUGHPUT,
+        metavar="SECONDS",
+        help=f"then send for so long ({_THROUGHPUT}), and say how much arrived",
+    )
+    _quiet(parser, "print nothing; the exit status tells")
+    json_mode(parser)
+    _password(parser)
     _bus(parser)
 
 

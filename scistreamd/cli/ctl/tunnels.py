@@ -18,6 +18,8 @@ from scistreamd.model import Uid, shown
 _ID = re.compile(r"[0-9a-f]{12}", re.ASCII)
 _PREFIX = re.compile(r"[0-9a-f]{1,12}", re.ASCII)
 _SHOWN_MATCHES = 5
+# A tunnel may have many targets, and each test with throughput takes up to 40 seconds.
+_TEST_SECONDS = 3600.0
 
 # D-Bus property to field of `Tunnel`, in the order of the fields.
 PROPERTIES = {
@@ -135,6 +137,26 @@ class Port:
         return self.in_range and self.free
 
 
+@dataclass(frozen=True)
+class Hop:
+    """A test of the way to an inbound listener, as Test tells it: times in microseconds, throughput in bytes/s."""
+
+    listener: str
+    ok: bool
+    outcome: str
+    message: str
+    hint: str
+    connect_usec: int
+    handshake_usec: int
+    rtt_usec: int
+    sent_bytes: int
+    throughput: int
+
+
+_HOP = ("listener", "ok", "outcome", "message", "hint", "connect-usec", "handshake-usec", "rtt-usec", "sent-bytes",
+        "throughput")  # fmt: skip
+
+
 class Tunnels:
     """What scistreamd does for s2ctl."""
 
@@ -225,6 +247,19 @@ class Tunnels:
         """Change targets, rate or lifetime."""
         path = names.tunnel_path(tunnel_id)
         self._bus.finish(self._bus.start(path, names.TUNNEL, "Update", "asa{sv}", list(targets), _variants(options)))
+
+    def test(self, tunnel_id: str, options: Options) -> list[Hop]:
+        """Test the hop to each target of an outbound tunnel."""
+        serial = self._bus.start(names.tunnel_path(tunnel_id), names.TUNNEL, "Test", "a{sv}", _variants(options))
+        (found,) = self._bus.finish(serial, _TEST_SECONDS)
+        return [Hop(*_values(each, *_HOP)) for each in found]
+
+    def test_path(self, uid: Uid, listener: str, options: Options) -> Hop:
+        """Test the hop that an outbound tunnel of this UID to ``listener`` would have."""
+        body = (uid.reveal(), listener, _variants(options))
+        serial = self._bus.start(names.ROOT, names.MANAGER, "TestPath", "ssa{sv}", *body)
+        (found,) = self._bus.finish(serial, _TEST_SECONDS)
+        return Hop(*_values(found, *_HOP))
 
     def start_release(self, tunnel_id: str, options: Options) -> int:
         """Begin to end a tunnel; `finish_release` waits until it has ended."""

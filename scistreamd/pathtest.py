@@ -1,0 +1,257 @@
+"""Tests the hop from this gateway to a listener of the inbound one: TCP, TLS, both identities, an answer.
+
+With the keys of the tunnel and a name that the inbound data server answers
+itself (`dataserver.answer`), so that the application gets no byte. Each test
+runs in a thread: what it learns is in which call of a blocking socket fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+import ssl
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from scistreamd.dataserver.answer import ANSWER_NAME
+from scistreamd.hop import Finding, Outcome
+from scistreamd.interfaces import CA_FILE, LEAF_FILE, KeyMaker
+from scistreamd.model import Endpoint, Role, Security, Uid
+from scistreamd.pathrate import NotOurs, Talk
+from scistreamd.pskhello import client_hello, is_server_hello
+
+# X509_V_ERR_HOSTNAME_MISMATCH: the chain is good, the name that answers tests is not in the certificate.
+_HOSTNAME_MISMATCH = 62
+
+# tcp(7), connect(2), icmp(7): a firewall that rejects says so by one of these.
+_REJECTED = (errno.EHOSTUNREACH, errno.EACCES, errno.EPERM, errno.ENETUNREACH, errno.ENOPROTOOPT)
+
+_FIREWALL = (
+    "a firewall on the way or there drops it: at the inbound gateway `s2ctl status` of the tunnel warns of its own"
+    " firewall; check allow-from, and what is between the sites"
+)
+_UID = "give both gateways the same UID, and the listener that belongs to it"
+_SECURITY = "make both tunnels with the same --security; SciStream 1.2 peers have none (HAProxy, nginx) or psk-null"
+
+_FINE = "TCP, TLS 1.3, the identity of both gateways and the answer of the inbound data server are fine"
+
+
+@dataclass
+class _Stop(Exception):
+    """The test is over, with this finding."""
+
+    outcome: Outcome
+    message: str
+    hint: str = ""
+
+
+def _plain() -> _Stop:
+    return _Stop(
+        Outcome.UNPROVED,
+        "TCP connects; security is none, so nothing can prove who is there",
+        "the application behind it has seen a connection without a byte",
+    )
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What to test; see `interfaces.PathTester`."""
+
+    files: Mapping[str, bytes]
+    security: Security
+    listener: Endpoint
+    seconds: float
+    throughput: float
+
+
+class PathTest:
+    """`interfaces.PathTester` of this host."""
+
+    def __init__(self, keys: KeyMaker) -> None:
+        self._keys = keys
+
+    async def test(
+        self, uid: Uid, security: Security, listener: Endpoint, seconds: float, throughput: float
+    ) -> Finding:
+        """See `interfaces.PathTester`."""
+        task = _Task(self._keys.files(uid, Role.CONS, security), security, listener, seconds, throughput)
+        with socket.socket(socket.AF_INET6 if listener.address.version == 6 else socket.AF_INET) as line:
+            thread = asyncio.ensure_future(asyncio.to_thread(_test, line, task))
+            try:
+                return await asyncio.shield(thread)
+            except asyncio.CancelledError:
+                with contextlib.suppress(OSError):
+                    line.shutdown(socket.SHUT_RDWR)  # it wakes the thread
+                await asyncio.wait([thread])
+                raise
+
+
+def _test(line: socket.socket, task: _Task) -> Finding:
+    found = Finding(task.listener, Outcome.OK, "")
+    try:
+        began = time.monotonic()
+        _connect(line, task.listener, task.seconds)
+        found = replace(found, connect_usec=_usec(began))
+        if task.security is Security.TLS:
+            return _over_tls(line, task, found, began + task.seconds)
+        raise _greeted(line, began + task.seconds) if task.security is Security.PSK_NULL else _plain()
+    except _Stop as stop:
+        return replace(found, outcome=stop.outcome, message=stop.message, hint=stop.hint)
+    except OSError as problem:
+        return replace(found, outcome=Outcome.ODD, message=f"the test fails on this gateway: {problem}")
+
+
+def _usec(began: float) -> int:
+    return max(1, round((time.monotonic() - began) * 1_000_000))
+
+
+def _connect(line: socket.socket, listener: Endpoint, seconds: float) -> None:
+    line.settimeout(seconds)
+    try:
+        line.connect((str(listener.address), listener.port))
+    except TimeoutError:
+        raise _Stop(Outcome.FILTERED, f"filtered: nothing answers TCP within {seconds:g} s", _FIREWALL) from None
+    except ConnectionRefusedError:
+        raise _Stop(
+            Outcome.REFUSED,
+            "refused: nothing listens there",
+            "is the inbound tunnel still there (s2ctl list on its gateway), and is this its listener?",
+        ) from None
+    except OSError as problem:
+        if isinstance(problem, ConnectionResetError):
+            raise _reset("while TCP connected") from None
+        if problem.errno in (errno.ENETUNREACH, errno.EADDRNOTAVAIL):
+            raise _Stop(
+                Outcome.UNREACHABLE,
+                f"unreachable: {os.strerror(problem.errno)}",
+                f"`ip route get {listener.address}` on this gateway shows what is missing",
+            ) from None
+        if problem.errno in _REJECTED:
+            raise _Stop(Outcome.FILTERED, f"filtered: rejected with {problem.strerror!r}", _FIREWALL) from None
+        raise
+
+
+def _reset(when: str) -> _Stop:
+    return _Stop(
+        Outcome.RESET,
+        f"reset: the connection was ended {when}",
+        "something between the gateways, or allow-from of the inbound tunnel, or a data server that has just ended;"
+        " the inbound gateway's `s2ctl logs` of the tunnel tells of those it refused",
+    )
+
+
+def _over_tls(line: socket.socket, task: _Task, found: Finding, deadline: float) -> Finding:
+    began = time.monotonic()
+    with _handshaken(line, task.files, deadline) as tls:
+        found = replace(found, handshake_usec=_usec(began))
+        talk = Talk(tls, deadline)
+        with _judged("after the TLS handshake"):
+            answers = talk.ask()
+        found = replace(found, message=_FINE, rtt_usec=max(1, round(answers.seconds * 1_000_000)))
+        if task.throughput:
+            with _judged("while throughput was measured"):
+                sent, took = talk.pour(answers.body, task.throughput)
+            found = replace(found, sent_bytes=sent, throughput=round(sent / took) if took else 0)
+    return found
+
+
+@contextlib.contextmanager
+def _handshaken(line: socket.socket, files: Mapping[str, bytes], deadline: float) -> Iterator[ssl.SSLSocket]:
+    """The TLS connection; its closing leaves ``line`` to its owner."""
+    context = _context(files)
+    with line.dup() as own:
+        own.settimeout(max(0.1, deadline - time.monotonic()))
+        with _judged("during the TLS handshake"):
+            tls = context.wrap_socket(own, server_hostname=ANSWER_NAME)
+        with tls:
+            yield tls
+
+
+def _context(files: Mapping[str, bytes]) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_verify_locations(cadata=files[CA_FILE].decode("ascii"))
+    # OpenSSL's ssl module takes a private key from a file alone: this one is in no file system.
+    descriptor = os.memfd_create("leaf", os.MFD_CLOEXEC)
+    try:
+        os.write(descriptor, files[LEAF_FILE])
+        context.load_cert_chain(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
+    return context
+
+
+@contextlib.contextmanager
+def _judged(when: str) -> Iterator[None]:
+    """What failures of TLS say about the peer."""
+    try:
+        yield
+    except ssl.SSLCertVerificationError as problem:
+        if problem.verify_code == _HOSTNAME_MISMATCH:
+            raise _Stop(
+                Outcome.NO_ANSWERER,
+                "TCP, TLS and the UID are fine, but this listener's gateway does not answer tests",
+                "it is of an earlier version; a stream through the tunnel shows more",
+            ) from None
+        raise _Stop(
+            Outcome.WRONG_UID, "wrong UID: the gateway there has a certificate of another tunnel", _UID
+        ) from None
+    except TimeoutError:
+        raise _Stop(
+            Outcome.SILENT,
+            f"silent: TCP connects, but nothing answered {when}",
+            "the inbound tunnel still waits for its update, or has another security mode (none: plain)",
+        ) from None
+    except ssl.SSLError as problem:
+        raise _of_tls(problem, when) from None
+    except ConnectionError:
+        raise _reset(when) from None
+    except NotOurs:
+        raise _Stop(Outcome.ODD, "what answers is not the data server of a SciStream gateway", _UID) from None
+
+
+# RFC 8446, section 6.2; OpenSSL's names.
+_REFUSES_US = ("UNKNOWN_CA", "BAD_CERTIFICATE", "CERTIFICATE_UNKNOWN", "CERTIFICATE_REQUIRED", "DECRYPT_ERROR",
+               "CERTIFICATE_REVOKED", "CERTIFICATE_EXPIRED", "ACCESS_DENIED")  # fmt: skip
+_SPEAKS_OTHER = ("PROTOCOL_VERSION", "HANDSHAKE_FAILURE", "UNSUPPORTED_PROTOCOL", "INSUFFICIENT_SECURITY",
+                 "NO_PROTOCOLS_AVAILABLE", "WRONG_SSL_VERSION")  # fmt: skip
+_NOT_TLS = ("WRONG_VERSION_NUMBER", "UNEXPECTED_MESSAGE", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH")
+
+
+def _of_tls(problem: ssl.SSLError, when: str) -> _Stop:
+    reason = (problem.reason or "").upper()
+    if isinstance(problem, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+        return _reset(when)
+    if any(word in reason for word in _REFUSES_US):
+        return _Stop(Outcome.WRONG_UID, "wrong UID: the gateway there refuses this one's certificate", _UID)
+    if any(word in reason for word in _SPEAKS_OTHER):
+        return _Stop(
+            Outcome.OTHER_SECURITY,
+            "other security mode: TLS is spoken there, but not 1.3 (psk-null, or a SciStream 1.2 Stunnel)",
+            _SECURITY,
+        )
+    if any(word in reason for word in _NOT_TLS):
+        return _Stop(
+            Outcome.OTHER_SECURITY, "other security mode: what answers there is not TLS (none: plain)", _SECURITY
+        )
+    return _Stop(Outcome.ODD, f"TLS fails {when}: {reason or problem}", _SECURITY)
+
+
+def _greeted(line: socket.socket, deadline: float) -> _Stop:
+    """Say hello as a psk-null gateway does; what comes back shows the mode, not the key."""
+    line.settimeout(max(0.1, deadline - time.monotonic()))
+    with _judged("the TLS 1.2 greeting"):
+        line.sendall(client_hello())
+        answer = line.recv(4096)
+        if not answer:
+            raise ConnectionResetError
+    if is_server_hello(answer):
+        return _Stop(
+            Outcome.UNPROVED,
+            "TCP connects, and psk-null is spoken there; whether the UID is the same, the first stream shows",
+        )
+    return _Stop(Outcome.OTHER_SECURITY, "other security mode: psk-null is not spoken there", _SECURITY)

@@ -1,0 +1,258 @@
+"""The test of the hop between the gateways: real data servers, real faults; the application sees nothing of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from scistreamd.hop import Finding, Outcome
+from scistreamd.keys import TunnelKeys
+from scistreamd.model import Endpoint, Role, Security, Uid
+from scistreamd.pathtest import PathTest
+from scistreamd.process import ProcessLauncher
+from scistreamd.runtime import runtime_directory
+from tests.service.dataplane_kit import TYPES, Field, Handler, Pair, answers, echo, endpoint, field, pairs
+from tests.service.dataplane_strangers import context
+from tests.service.netns_kit import in_netns, needs_root, run
+
+SECONDS = 20.0  # under load; what is told apart below does not depend on it
+
+
+@pytest.fixture
+def runtime() -> Iterator[Path]:
+    with runtime_directory() as made:
+        yield made
+
+
+@pytest_asyncio.fixture
+async def scene(runtime: Path) -> AsyncIterator[Field]:
+    async with field(ProcessLauncher(runtime)) as made:
+        yield made
+
+
+class Counting:
+    """An application that counts who connects, and echoes."""
+
+    def __init__(self) -> None:
+        self.accepted = 0
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
+        await echo(reader, writer)
+
+
+async def found(
+    listener: Endpoint, uid: Uid, security: Security = Security.TLS, throughput: float = 0, seconds: float = SECONDS
+) -> Finding:
+    return await PathTest(TunnelKeys()).test(uid, security, listener, seconds, throughput)
+
+
+def dead() -> Endpoint:
+    """Where nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return endpoint("127.0.0.1", probe.getsockname()[1])
+
+
+@pytest.mark.parametrize("pair", list(pairs(Security.TLS)), ids=str)
+async def test_a_good_hop_and_no_byte_for_the_application(scene: Field, pair: Pair) -> None:
+    uid, one, other = Uid.random(), Counting(), Counting()
+    applications = [await scene.application(each) for each in (one, other)]
+    inbound = await scene.gateway(pair.inbound, Role.PROD, *applications, uid=uid)
+    outbound = await scene.gateway(pair.outbound, Role.CONS, *inbound.listeners, uid=uid)
+    for listener in inbound.listeners:
+        good = await found(listener, uid, throughput=0.3)
+        assert (good.outcome, good.hint) == (Outcome.OK, ""), good
+        assert min(good.connect_usec, good.handshake_usec, good.rtt_usec) > 0
+        assert min(good.sent_bytes, good.throughput) > 1_000_000, good
+    assert (one.accepted, other.accepted) == (0, 0)
+    # The same hop, for what it is there for; also after a reload.
+    assert [await answers(listener) for listener in outbound.listeners] == [True, True]
+    await inbound.serve(*reversed(applications))
+    assert (await found(inbound.listeners[1], uid)).outcome is Outcome.OK
+    assert (one.accepted, other.accepted) == (1, 1)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+async def test_an_application_that_is_down_is_another_matter(scene: Field, kind: str) -> None:
+    uid = Uid.random()
+    inbound = await scene.gateway(kind, Role.PROD, dead(), uid=uid, address="::1")
+    assert (await found(inbound.listeners[0], uid)).outcome is Outcome.OK
+
+
+@pytest.mark.parametrize("kind", TYPES)
+async def test_another_uid_gets_no_answer_and_no_application(scene: Field, kind: str) -> None:
+    application = Counting()
+    inbound = await scene.gateway(kind, Role.PROD, await scene.application(application), uid=Uid.random())
+    other = await found(inbound.listeners[0], Uid.random())
+    assert other.outcome is Outcome.WRONG_UID
+    assert "same UID" in other.hint
+    assert application.accepted == 0
+
+
+@pytest.mark.parametrize("kind", TYPES)
+async def test_the_answerer_itself_refuses_who_does_not_know_the_uid(scene: Field, kind: str, tmp_path: Path) -> None:
+    """Who believes every server, and shows no certificate or another tunnel's, hears nothing of it."""
+    uid, application = Uid.random(), Counting()
+    inbound = await scene.gateway(kind, Role.PROD, await scene.application(application), uid=uid)
+    theirs = TunnelKeys().files(Uid.random(), Role.CONS, Security.TLS)
+    ours = TunnelKeys().files(uid, Role.CONS, Security.TLS)
+    heard = [await asked(inbound.listeners[0], tmp_path, files) for files in (None, theirs, ours)]
+    assert heard[:2] == [b"", b""]
+    assert heard[2].startswith(b"HTTP/1.1 200"), "this test would not see who is let in"
+    assert application.accepted == 0
+
+
+async def asked(listener: Endpoint, directory: Path, files: object) -> bytes:
+    tls = context(directory, files)  # type: ignore[arg-type]  # as TunnelKeys gives them
+    name = "test.scistream.invalid"
+    try:
+        reader, writer = await asyncio.open_connection(
+            str(listener.address), listener.port, ssl=tls, server_hostname=name
+        )
+    except OSError:
+        return b""
+    try:
+        writer.write(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+        return await reader.read(100)
+    except OSError:
+        return b""
+    finally:
+        writer.transport.abort()
+
+
+async def test_what_listens_nowhere_refuses() -> None:
+    nothing = await found(dead(), Uid.random())
+    assert (nothing.outcome, nothing.connect_usec) == (Outcome.REFUSED, 0)
+    assert "s2ctl list" in nothing.hint
+
+
+async def resets(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Hang up hard once the other side has said something."""
+    await reader.read(1)
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
+async def hangs_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read(100)
+
+
+async def greets(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"220 mail.example.org ESMTP\r\n")
+    await reader.read()
+
+
+async def says_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read()
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "outcome"),
+    [
+        (resets, Outcome.RESET),
+        (hangs_up, Outcome.RESET),
+        (greets, Outcome.OTHER_SECURITY),
+        (echo, Outcome.OTHER_SECURITY),
+    ],
+)
+async def test_what_is_no_gateway(scene: Field, behaviour: Handler, outcome: Outcome) -> None:
+    assert (await found(await scene.application(behaviour), Uid.random())).outcome is outcome
+
+
+async def test_what_connects_and_says_nothing(scene: Field) -> None:
+    silent = await found(await scene.application(says_nothing), Uid.random(), seconds=0.5)
+    assert (silent.outcome, silent.connect_usec > 0) == (Outcome.SILENT, True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "security"), [("Haproxy", Security.NONE), ("Nginx", Security.NONE), ("Stunnel", Security.PSK_NULL)]
+)
+async def test_another_security_mode_there(scene: Field, kind: str, security: Security) -> None:
+    uid = Uid.random()
+    inbound = await scene.gateway(kind, Role.PROD, await scene.application(echo), uid=uid, security=security)
+    other = await found(inbound.listeners[0], uid)
+    assert other.outcome is Outcome.OTHER_SECURITY, other
+    assert "--security" in other.hint
+
+
+async def test_a_gateway_before_this_answer_existed(scene: Field, tmp_path: Path) -> None:
+    """Its certificate lacks the name: nothing is said, for an application would hear it."""
+    uid, heard = Uid.random(), []
+    files = TunnelKeys().files(uid, Role.CONS, Security.TLS)  # its SAN is another one, its usage too
+    tls = context(tmp_path, files, server=True)
+
+    async def application(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.append(await reader.read(100))
+
+    server = await asyncio.start_server(application, "127.0.0.1", 0, ssl=tls)
+    async with server:
+        there = endpoint("127.0.0.1", server.sockets[0].getsockname()[1])
+        assert (await found(there, uid)).outcome in (Outcome.NO_ANSWERER, Outcome.WRONG_UID)
+    assert not any(heard)
+
+
+async def test_what_psk_null_and_none_can_show(scene: Field) -> None:
+    uid, application = Uid.random(), Counting()
+    target = await scene.application(application)
+    psk = await scene.gateway("Stunnel", Role.PROD, target, uid=uid, security=Security.PSK_NULL)
+    tls = await scene.gateway("Stunnel", Role.PROD, target, uid=uid)
+    plain = await scene.gateway("Nginx", Role.PROD, target, uid=uid, security=Security.NONE)
+    modes = {
+        "psk-psk": (psk, Security.PSK_NULL, Outcome.UNPROVED),
+        "psk-tls": (tls, Security.PSK_NULL, Outcome.OTHER_SECURITY),
+        "psk-none": (plain, Security.PSK_NULL, Outcome.OTHER_SECURITY),
+    }
+    for name, (there, security, outcome) in modes.items():
+        assert (await found(there.listeners[0], uid, security)).outcome is outcome, name
+    assert (await found(plain.listeners[0], uid, Security.NONE)).outcome is Outcome.UNPROVED
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("verdict", "outcome"),
+    [
+        ("drop", Outcome.FILTERED),
+        ("reject with icmpx type admin-prohibited", Outcome.FILTERED),
+        ("reject with tcp reset", Outcome.REFUSED),
+    ],
+)
+def test_a_firewall(verdict: str, outcome: Outcome) -> None:
+    @in_netns
+    async def filtered() -> None:
+        rule = f"tcp dport 5100 {verdict}"
+        run(
+            "nft",
+            f"add table inet t; add chain inet t c {{ type filter hook input priority 0; }}; add rule inet t c {rule}",
+        )
+        there = await found(endpoint("127.0.0.1", 5100), Uid.random(), seconds=1.5)
+        assert there.outcome is outcome, there
+
+    filtered()
+
+
+@needs_root
+def test_no_route() -> None:
+    @in_netns
+    async def unreachable() -> None:
+        assert (await found(endpoint("192.0.2.1", 5100), Uid.random())).outcome is Outcome.UNREACHABLE
+
+    unreachable()
+
+
+async def test_who_asked_goes_away(scene: Field) -> None:
+    """The thread ends with its caller."""
+    there = await scene.application(says_nothing)
+    waiting = asyncio.create_task(found(there, Uid.random(), seconds=600))
+    await asyncio.sleep(0.2)
+    waiting.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await waiting
+    assert waiting.cancelled()
