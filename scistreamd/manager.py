@@ -41,6 +41,7 @@ from scistreamd.legs import Way
 from scistreamd.lifecycle import Event
 from scistreamd.model import (
     Answer,
+    Caller,
     Change,
     Endpoint,
     IPAddress,
@@ -272,10 +273,11 @@ class Manager:
         """
         tunnel_id, knows_uid = self._registry.parse(name)
         tunnel, caller = self._registry.get(tunnel_id), grant.caller
-        if tunnel is not None and tunnel.announced:
-            shown = caller.identity is not None or knows_uid or (not change and tunnel.owner.peer == caller.peer)
-            if (tunnel.owner.principal == caller.principal and shown) or self._gate.administers(caller):
-                return tunnel_id
+        mine, administers = self._ours(tunnel, caller)
+        near = (caller if tunnel is None else tunnel.owner).peer == caller.peer
+        shown = caller.identity is not None or knows_uid or (not change and near)
+        if tunnel is not None and tunnel.announced and ((mine and shown) or administers):
+            return tunnel_id
         raise no_tunnel("name it by its UID, or log in" if caller.identity is None else "s2uc list shows yours")
 
     async def look_at_ports(self) -> Look:
@@ -472,10 +474,18 @@ class Manager:
     def _owned(self, grant: Grant, uid: Uid) -> Tunnel:
         """The tunnel of a UID where it is the caller's to change; else NOT_FOUND, whether or not there is one."""
         tunnel = self._registry.of_uid(uid)
-        mine = tunnel is not None and tunnel.owner.principal == grant.caller.principal
-        if tunnel is None or not (mine or self._gate.administers(grant.caller)):
+        mine, administers = self._ours(tunnel, grant.caller)
+        if tunnel is None or not (mine or administers):
             raise no_tunnel()
         return tunnel
+
+    def _ours(self, tunnel: Tunnel | None, caller: Caller) -> tuple[bool, bool]:
+        """Whether the caller made it, and whether he may change everybody's.
+
+        Takes the same steps whether there is a tunnel or not, so that no clock tells.
+        """
+        owner = caller if tunnel is None else tunnel.owner
+        return owner.principal == caller.principal, self._gate.administers(caller)
 
     def _question(self, grant: Grant, tunnel: Tunnel, verb: Verb) -> Question:
         """What the caller wants of the tunnel, as policy sees it; the targets are left to the gate."""

@@ -54,6 +54,8 @@ ARMOUR = (
     Property("RemoveIPC", "b", True),
     Property("KeyringMode", "s", "private"),
     Property("UMask", "u", 0o077),
+    Property("LimitCORE", "t", 0),  # its memory holds the tunnel's keys
+    Property("LimitCORESoft", "t", 0),
     Property("RestrictAddressFamilies", "(bas)", [True, ["AF_INET", "AF_INET6", "AF_UNIX"]]),
     Property("SystemCallArchitectures", "as", ["native"]),
     Property("SystemCallFilter", "(bas)", [True, ["@system-service"]]),

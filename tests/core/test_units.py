@@ -98,6 +98,8 @@ SERVICE = {
     "MemoryMax": ("t", 1073741824),
     "TasksMax": ("t", 4200),
     "LimitNOFILE": ("t", 65536),
+    "LimitCORE": ("t", 0),
+    "LimitCORESoft": ("t", 0),
     "SyslogIdentifier": ("s", "scistream-0123456789ab"),
     "LogExtraFields": ("aay", [b"TUNNEL_ID=0123456789ab"]),
 }  # fmt: skip
