@@ -1,11 +1,13 @@
 # The two commands of a newcomer are `make demo` and `make test`; README.md tells more.
-.PHONY: help setup test test-firewall test-oldest demo bench man deb rpm lint lab lab-shell lab-down clean
+.PHONY: help setup test test-firewall test-oldest fuzz testssl demo bench man deb rpm lint lab lab-shell lab-down clean
 
 help:
 	@echo 'make demo   two gateways on loopback, a real stream through an encrypted tunnel'
 	@echo 'make test   all tests; installs what it needs (Debian packages by apt, the rest into .venv)'
 	@echo 'make test-firewall  random firewalls against the kernel, for ten minutes'
 	@echo 'make test-oldest  those of the daemon with the oldest supported versions of its libraries'
+	@echo 'make fuzz   hostile input for every parser, for 210 s or FUZZ_SECONDS'
+	@echo 'make testssl  testssl.sh against the control port and a tunnel of each data server type'
 	@echo 'make bench  the benchmarks; writes docs/PERFORMANCE.md'
 	@echo 'make man    the man pages, into build/man (needs lowdown)'
 	@echo 'make lab    four hosts with systemd, to play the tutorial in; make lab-shell HOST=producer, make lab-down'
@@ -27,6 +29,15 @@ test-firewall: setup
 # The daemon with the oldest supported versions of its libraries; `make test` runs a part of it.
 test-oldest: setup
 	.venv-oldest/bin/python -m pytest tests/core tests/service
+
+# Hostile input for every parser, with atheris: seven targets share FUZZ_SECONDS. Findings go to tests/fuzz/corpus.
+fuzz: setup
+	.venv/bin/pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	.venv/bin/python -m tests.fuzz
+
+# Each control port and listener before testssl.sh, whole; `make test` has the checks that take seconds.
+testssl: setup
+	TESTSSL=whole .venv/bin/python -m pytest --timeout 900 tests/service/test_testssl.py
 
 demo: setup
 	@.venv/bin/python -m tests.demo

@@ -51,6 +51,10 @@ def _document(path: Path) -> dict[str, object]:
         raise ScistreamError(
             Code.INVALID_ARGUMENT, f"{path}: byte {problem.start} is not UTF-8", "TOML files are UTF-8"
         ) from None
+    except RecursionError:
+        raise ScistreamError(
+            Code.INVALID_ARGUMENT, f"{path}: values are nested too deeply", "no key takes lists within lists"
+        ) from None
     except tomllib.TOMLDecodeError as problem:
         lines = text.count("\n") + 1
         where = str(problem).replace("at end of document", f"at line {lines}, the end of the file")

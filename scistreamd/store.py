@@ -78,7 +78,7 @@ class FileStore:
                 record = Record.from_json(json.loads(path.read_text()))
                 if record.uid.id != path.stem:
                     raise BadRecord("it is another tunnel's")
-            except (OSError, ValueError, BadRecord) as problem:
+            except (OSError, ValueError, RecursionError, BadRecord) as problem:
                 _log.error("%s is left alone: %s", path.name, problem)
                 continue
             found.append(record)

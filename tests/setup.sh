@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 packages="haproxy nginx-light libnginx-mod-stream stunnel4 iperf iperf3 openssl iproute2 procps python3-venv
 rpm rpmlint buildah mmdebstrap systemd-container dbus-daemon polkitd zsh fish lowdown man-db nftables gcc libc6-dev
-dpkg-dev debhelper dh-python lintian"
+dpkg-dev debhelper dh-python lintian testssl.sh"
 missing=
 for package in $packages; do
     dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed || missing="$missing $package"
