@@ -15,7 +15,7 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from scistreamd.dataserver.answer import ANSWER_NAME
 from scistreamd.hop import Finding, Outcome
@@ -36,8 +36,6 @@ _FIREWALL = (
 )
 _UID = "give both gateways the same UID, and the listener that belongs to it"
 _SECURITY = "make both tunnels with the same --security; SciStream 1.2 peers have none (HAProxy, nginx) or psk-null"
-
-_FINE = "TCP, TLS 1.3, the identity of both gateways and the answer of the inbound data server are fine"
 
 
 @dataclass
@@ -91,18 +89,36 @@ class PathTest:
 
 
 def _test(line: socket.socket, task: _Task) -> Finding:
-    found = Finding(task.listener, Outcome.OK, "")
+    measured: dict[str, int] = {}  # what came before a failure is told as well
     try:
-        began = time.monotonic()
-        _connect(line, task.listener, task.seconds)
-        found = replace(found, connect_usec=_usec(began))
-        if task.security is Security.TLS:
-            return _over_tls(line, task, found, began + task.seconds)
-        raise _greeted(line, began + task.seconds) if task.security is Security.PSK_NULL else _plain()
+        _steps(line, task, measured)
+        end = _Stop(Outcome.OK, "TCP, TLS 1.3, both gateways' identity and the inbound data server's answer are fine")
     except _Stop as stop:
-        return replace(found, outcome=stop.outcome, message=stop.message, hint=stop.hint)
+        end = stop
     except OSError as problem:
-        return replace(found, outcome=Outcome.ODD, message=f"the test fails on this gateway: {problem}")
+        end = _Stop(Outcome.ODD, f"the test fails on this gateway: {problem}")
+    return Finding(task.listener, end.outcome, end.message, end.hint, **measured)
+
+
+def _steps(line: socket.socket, task: _Task, measured: dict[str, int]) -> None:
+    """Test step by step into the fields of a `Finding`; _Stop where it ends early."""
+    began = time.monotonic()
+    deadline = began + task.seconds
+    _connect(line, task.listener, task.seconds)
+    measured["connect_usec"] = _usec(began)
+    if task.security is not Security.TLS:
+        raise _greeted(line, deadline) if task.security is Security.PSK_NULL else _plain()
+    began = time.monotonic()
+    with _handshaken(line, task.files, deadline) as tls:
+        measured["handshake_usec"] = _usec(began)
+        talk = Talk(tls, deadline)
+        with _judged("after the TLS handshake"):
+            answers = talk.ask()
+        measured["rtt_usec"] = max(1, round(answers.seconds * 1_000_000))
+        if task.throughput:
+            with _judged("while throughput was measured"):
+                sent, took = talk.pour(answers.body, task.throughput)
+            measured.update(sent_bytes=sent, throughput=round(sent / took) if took else 0)
 
 
 def _usec(began: float) -> int:
@@ -142,21 +158,6 @@ def _reset(when: str) -> _Stop:
         "something between the gateways, or allow-from of the inbound tunnel, or a data server that has just ended;"
         " the inbound gateway's `s2ctl logs` of the tunnel tells of those it refused",
     )
-
-
-def _over_tls(line: socket.socket, task: _Task, found: Finding, deadline: float) -> Finding:
-    began = time.monotonic()
-    with _handshaken(line, task.files, deadline) as tls:
-        found = replace(found, handshake_usec=_usec(began))
-        talk = Talk(tls, deadline)
-        with _judged("after the TLS handshake"):
-            answers = talk.ask()
-        found = replace(found, message=_FINE, rtt_usec=max(1, round(answers.seconds * 1_000_000)))
-        if task.throughput:
-            with _judged("while throughput was measured"):
-                sent, took = talk.pour(answers.body, task.throughput)
-            found = replace(found, sent_bytes=sent, throughput=round(sent / took) if took else 0)
-    return found
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import socket
 import struct
 from collections.abc import AsyncIterator, Iterator
@@ -12,9 +13,14 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from scistreamd.config import Settings
+from scistreamd.daemon import Gateway, Plugged
+from scistreamd.errors import ScistreamError
+from scistreamd.gate import Grant, Verb
 from scistreamd.hop import Finding, Outcome
 from scistreamd.keys import TunnelKeys
-from scistreamd.model import Endpoint, Role, Security, Uid
+from scistreamd.manager import Manager
+from scistreamd.model import Caller, Endpoint, Options, PortRange, Role, Security, Target, Uid
 from scistreamd.pathtest import PathTest
 from scistreamd.process import ProcessLauncher
 from scistreamd.runtime import runtime_directory
@@ -22,6 +28,7 @@ from tests.service.dataplane_kit import TYPES, Field, Handler, Pair, answers, ec
 from tests.service.dataplane_strangers import context
 from tests.service.netns_kit import in_netns, needs_root, run
 
+LOOPBACK = ipaddress.ip_address("127.0.0.1")
 SECONDS = 20.0  # under load; what is told apart below does not depend on it
 
 
@@ -256,3 +263,45 @@ async def test_who_asked_goes_away(scene: Field) -> None:
     with contextlib.suppress(asyncio.CancelledError):
         await waiting
     assert waiting.cancelled()
+
+
+GATEWAY = Settings(
+    listen_inbound=LOOPBACK, listen_outbound=LOOPBACK, port_range=PortRange(27840, 27849), default_type="Nginx"
+)
+
+
+@contextlib.asynccontextmanager
+async def gateway(settings: Settings = GATEWAY) -> AsyncIterator[Manager]:
+    """A whole gateway without front doors."""
+    with runtime_directory() as runtime:
+        made = Gateway(settings, runtime, LOOPBACK, Plugged())
+        try:
+            yield made.manager
+        finally:
+            await made.close()
+
+
+async def test_an_outbound_update_tries_the_hop_and_warns(scene: Field) -> None:
+    caller = Caller("test", peer=LOOPBACK, reached=LOOPBACK)
+    grant, uid, application = Grant(caller, Verb.CREATE), Uid.random(), Counting()
+    inbound = await scene.gateway("Haproxy", Role.PROD, await scene.application(application), uid=uid)
+    good, nowhere = Target("127.0.0.1", inbound.listeners[0].port), Target("127.0.0.1", dead().port)
+    async with gateway() as manager:
+        _, view = await manager.create(grant, Role.CONS, (good,), Options(), uid)
+        assert view.warnings == ()
+        answer = await manager.update(grant, uid, Role.CONS, (nowhere,))
+        (warning,) = answer.warnings
+        assert warning.startswith(f"the hop to {nowhere}: refused: nothing listens there (")
+        assert manager.view(view.id).warnings == (warning,)
+        [bad] = await manager.test(grant, view.id, 0)
+        assert bad.warning == warning
+        assert (await manager.update(grant, uid, Role.CONS, (good,))).warnings == ()
+        other = await manager.test_path(grant, Uid.random(), good, None, 0)
+        assert other.outcome is Outcome.WRONG_UID
+        _, other_side = await manager.create(grant, Role.PROD, (good,), Options())
+        with pytest.raises(ScistreamError, match="from the outbound gateway"):
+            await manager.test(grant, other_side.id, 0)
+        # What no outbound tunnel may go to is not tested for anybody.
+        with pytest.raises(ScistreamError, match=r"169\.254\.169\.254"):
+            await manager.test_path(grant, uid, Target("169.254.169.254", 80), None, 0)
+    assert application.accepted == 0

@@ -438,3 +438,28 @@ def test_who_is_asked(root: bool, terminal: bool, refused: bool, asks: bool, mon
     monkeypatch.setattr(os, "geteuid", lambda: 0 if root else 1000)
     monkeypatch.setattr(sys, "stdin", Namespace(isatty=lambda: terminal))
     assert permission.may_ask(Namespace(no_ask_password=refused)) is asks
+
+
+async def test_the_path_is_tested(scene: Door, run: Run) -> None:
+    assert (await run("outbound", UID, "192.0.2.1:5100", "192.0.2.1:5999", "-q")).status == 0
+    said = await run("test", ID, "--throughput", "2")
+    assert said.status == Code.UNAVAILABLE.exit_status
+    assert said.out.splitlines() == [
+        "192.0.2.1:5100: fine",
+        "  TCP 0.15ms, TLS 2.5ms, answer 0.3ms",
+        "  throughput 8.00Mbit/s (5.00MB arrived)",
+        "192.0.2.1:5999: filtered: no answer",
+    ]
+    assert said.err == "s2ctl: note: ask for an open port\n"
+    alone = await run("test", "192.0.2.1:5100", "--json=short")
+    assert (alone.status, [each["outcome"] for each in alone.json]) == (0, ["ok"])
+    before = await run("test", "192.0.2.9:5999", "--uid", UID, "--security", "tls", "-q")
+    assert (before.status, before.out) == (Code.UNAVAILABLE.exit_status, "")
+    (_, _, uid, target, security, seconds) = scene.tunnels.calls[-1]
+    assert (uid.id, str(target), security.value, seconds) == (ID, "192.0.2.9:5999", "tls", 0)
+    for words, status in (
+        (["192.0.2.7:5100"], Code.NOT_FOUND.exit_status),
+        ([ID, "--security", "tls"], 2),
+        ([ID, "--throughput", "31"], 2),
+    ):
+        assert (await run("test", *words)).status == status
