@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from scistreamd import tally
 from scistreamd.counterbooks import FileCounterBooks
 from scistreamd.legs import Way
 from scistreamd.meter import Meter
@@ -76,6 +77,8 @@ async def test_tunnels_that_share_a_target_and_strangers_there() -> None:
     """Whose a connection is that nobody saw alive; another program's at the same target is nobody's."""
     async with pair() as gateways, peer() as application:
         tunnels = [await gateways.tunnel(application.at, kind, kind) for kind in ("Haproxy", "Nginx", "Stunnel")]
+        # Each outbound tunnel has tested its hop: a connection that no other half belongs to, for so long.
+        await asyncio.sleep(tally._TOGETHER)
         strangers = [await stream(application.at, 5_000 + number) for number in range(3)]
         for turn, tunnel in enumerate(tunnels):
             done = [await stream(tunnel.listener, 20_000 * (turn + 1) + number) for number in range(10)]
