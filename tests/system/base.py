@@ -32,7 +32,8 @@ _HOOKS = (
 # A host before anything of ours: the least that boots. What apt would download for us is there already.
 _MINIMAL = "systemd,systemd-sysv,dbus"
 _MINIMAL_HOOKS = (
-    'chroot "$1" apt-get -o APT::Install-Recommends=true install -qq --yes --download-only haproxy {dependencies}',
+    'chroot "$1" apt-get -o APT::Install-Recommends=true install -qq --yes --download-only '
+    "haproxy openssl {dependencies}",
     f'chroot "$1" systemctl --quiet mask {_MASKED}',
     *_HOOKS[2:],
 )

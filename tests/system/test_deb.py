@@ -164,6 +164,19 @@ def test_the_proxies_of_the_distribution_are_left_alone(gateway: Host) -> None:
         gateway.run(["systemctl", "start", "haproxy"])
 
 
+def test_the_autopkgtest_definitions_run(gateway: Host) -> None:
+    """Each test of debian/tests/control, as autopkgtest runs it on an installed host (its README.package-tests)."""
+    control = (DEBIAN / "tests" / "control").read_text()
+    names = re.findall(r"^Tests: (.*)$", control, re.MULTILINE)
+    assert sorted(names) == sorted(each.name for each in (DEBIAN / "tests").iterdir() if each.name != "control")
+    apt(gateway, "install", *re.findall(r"^Depends: @,\n\s+([a-z0-9-]+),$", control, re.MULTILINE))
+    for name in names:
+        gateway.write(f"/root/{name}", (DEBIAN / "tests" / name).read_text())
+        work = gateway.run(["mktemp", "-d"]).stdout.strip()
+        gateway.run(["env", f"AUTOPKGTEST_TMP={work}", "sh", f"/root/{name}"], timeout=120)
+        gateway.run(["rm", "-r", work, f"/root/{name}"])
+
+
 def test_a_login_node_gets_the_client_alone(fresh: Lab) -> None:
     host = fresh["consumer"]
     install(host, _NEW, "scistream-client", "scistream-common")
