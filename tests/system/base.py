@@ -30,7 +30,7 @@ _HOOKS = (
     'rm -f "$1/etc/hostname" "$1/etc/resolv.conf"',
 )
 # A host before anything of ours: the least that boots. What apt would download for us is there already.
-_MINIMAL = "systemd,systemd-sysv,dbus"
+_MINIMAL = "systemd,systemd-sysv,dbus,iproute2"
 _MINIMAL_HOOKS = (
     'chroot "$1" apt-get -o APT::Install-Recommends=true install -qq --yes --download-only '
     "haproxy openssl {dependencies}",
