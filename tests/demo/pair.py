@@ -120,16 +120,16 @@ class Pair:
         self._stage.say("the UID is in no process list, no log and no file name")
 
     def hang_up_tap(self) -> dict[str, Any]:
-        """End the tap; returns its report on the one connection that passed it."""
+        """End the tap; returns its report on the file's connection: the last, after the outbound gateway's own test."""
         if self._tap is None or self._tap.process.stdin is None:
             raise StepFailed("there is no wiretap")
         self._tap.process.stdin.close()
         if self._tap.wait():
             raise StepFailed(f"the wiretap failed:\n{self._tap.output()}")
         reports = json.loads(self._tap.output().splitlines()[-1])
-        if len(reports) != 1:
-            raise StepFailed(f"{len(reports)} connections passed the wiretap, expected was 1")
-        report: dict[str, Any] = reports[0]
+        if len(reports) not in (1, 2):  # one without encryption: then nothing is tested
+            raise StepFailed(f"{len(reports)} connections passed the wiretap, expected were 1 or 2")
+        report: dict[str, Any] = reports[-1]
         return report
 
     def release(self, *, keys: bool) -> None:
