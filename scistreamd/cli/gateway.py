@@ -21,7 +21,7 @@ from h2.exceptions import H2Error
 from scistreamd.cli import failures, known
 from scistreamd.cli.auth.attach import NO_TOKEN, Tokens
 from scistreamd.cli.known import Known, KnownGateways
-from scistreamd.cli.trust import Trust
+from scistreamd.cli.trust import Trust, show_certificate
 from scistreamd.control import scistream_pb2 as pb
 from scistreamd.control import scistream_v2_pb2 as own
 from scistreamd.errors import Code
@@ -54,13 +54,17 @@ class Gateway:
         address: Target,
         trust: Trust | None,
         note: Callable[[str], None],
+        *,
         fingerprint: str | None = None,
         tokens: Tokens | None = None,
+        certificate: tuple[str, str | None] | None = None,
     ) -> None:
         """``fingerprint``: of the certificate or key to trust on first use without a question.
 
-        ``tokens`` gives the calls their token; None: there is none.
+        ``tokens`` gives the calls their token; None: there is none. ``certificate``: files of a client
+        certificate and its key, None where one file has both.
         """
+        self._client = certificate
         self._tokens = tokens
         self.token = NO_TOKEN
         self.address = address
@@ -143,6 +147,8 @@ class Gateway:
             self._note(f"the certificate of {self.address} {when}; tell its operator")
 
     async def _connect(self, context: ssl.SSLContext | None) -> Channel:
+        if context is not None and self._client is not None:
+            show_certificate(context, *self._client)
         channel = Channel(self.address.host, self.address.port, ssl=context, codec=ProtoCodec())
         try:
             await asyncio.wait_for(channel.__connect__(), CONNECT_SECONDS)

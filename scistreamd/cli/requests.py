@@ -263,7 +263,11 @@ def run(options: Namespace, work: Callable[[Gateway], Coroutine[Any, Any, None]]
 
     async def connected() -> None:
         tokens = Tokens(options, address, _note)
-        async with Gateway(address, trust, _note, options.trust_fingerprint, tokens) as gateway:
+        certificate = (options.client_cert, options.client_key) if options.client_cert else None
+        dialled = Gateway(
+            address, trust, _note, fingerprint=options.trust_fingerprint, tokens=tokens, certificate=certificate
+        )
+        async with dialled as gateway:
             await work(gateway)
 
     return asyncio.run(_until_signal(connected(), options.timeout or limit, what))

@@ -82,6 +82,23 @@ def client_context() -> ssl.SSLContext:
     return context
 
 
+def show_certificate(context: ssl.SSLContext, certificate: str, key: str | None) -> None:
+    """Have the connection show a client certificate; NOT_FOUND, INVALID_ARGUMENT where the files are none."""
+
+    def no_password() -> str:
+        raise invalid("client-key", f"{key or certificate} is encrypted", "give one without a passphrase, mode 0600")
+
+    try:
+        context.load_cert_chain(certificate, key, password=no_password)
+    except FileNotFoundError:
+        raise ScistreamError(Code.NOT_FOUND, f"client-cert: {certificate} or its key is not there") from None
+    except ssl.SSLError as error:
+        problem = f"{certificate} is no PEM certificate with its key: {error.reason}"
+        raise invalid("client-cert", problem, "--client-key names the file of the key") from None
+    except OSError as error:
+        raise ScistreamError(Code.NOT_FOUND, f"client-cert: {certificate}: {error.strerror}") from None
+
+
 class HTTP2Only(ssl.SSLObject):
     """Refuses a server without HTTP/2 inside the handshake, before anything is sent."""
 

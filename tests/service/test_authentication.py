@@ -296,3 +296,33 @@ async def test_s2cs_with_a_client_of_the_provider(oidc: Provider, tmp_path: Path
             assert ("every user of this host reads --client-secret" in log) is (len(how) == 2)
             assert f"callers log in at {oidc.issuer} for the scope scistream" in log
             assert SECRET not in log and good not in log
+
+
+async def test_s2uc_shows_a_token_from_a_file_and_a_client_certificate(tmp_path: Path) -> None:
+    ours = Authority(tmp_path, "ours")
+    key, certificate, _ = ours.client("detector-7")
+    (tmp_path / "d7.pem").write_bytes(certificate)
+    (tmp_path / "d7.key").write_bytes(key)
+    (tmp_path / "both.pem").write_bytes(certificate + key)
+    ways = f'[auth.tokens]\nfile = "{tmp_path / "tokens"}"\n[auth.mtls]\nca = "{ours.file}"\n'
+    async with gateway(tmp_path, PORTS + ways) as here:
+        made = await token(tmp_path, "create", "robot")
+        (tmp_path / "robot").write_text(f"{made}\n")
+        (tmp_path / "two").write_text("one two\n")
+        where = ("--s2cs", f"127.0.0.1:{here.ports[0]}", "--server-cert", str(here.certificate))
+        for words, status, told in (
+            (("--token-file", "robot"), 0, ""),
+            (("--client-cert", "d7.pem", "--client-key", "d7.key"), 0, ""),
+            (("--client-cert", "both.pem"), 0, ""),
+            ((), 16, "wants to know who asks"),
+            (("--token-file", "two"), 3, "does not hold one token"),
+            (("--token-file", "gone"), 5, "cannot read the token"),
+            (("--client-cert", "d7.pem"), 3, "--client-key"),
+            (("--client-cert", "gone.pem"), 5, "not there"),
+            (("--token-file", "robot", "--scope", "x"), 2, "one token goes with a call"),
+        ):
+            code, out, err = await gateways.s2uc(tmp_path, "list", *where, *words)
+            assert (code, told in err) == (status, True), err
+            assert made not in out + err
+        code, _, err = await gateways.s2uc(tmp_path, "list", *where[:2], "--no-tls", "--token-file", "robot")
+        assert (code, "plaintext" in err) == (9, True)

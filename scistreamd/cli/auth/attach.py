@@ -9,14 +9,17 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from scistreamd.cli.auth.store import Binding, Login, Store, full_scope, path_of
 from scistreamd.cli.challenges import Offer, offers
 from scistreamd.cli.known import Known, yes
-from scistreamd.errors import Code, ScistreamError
+from scistreamd.cli.options import UsageError
+from scistreamd.errors import Code, ScistreamError, invalid
 from scistreamd.model import Target
 
 NO_TOKEN = "INVALID_TOKEN"  # noqa: S105 - it stands for having none
+_LONGEST = 16384
 
 
 class Tokens:
@@ -28,20 +31,23 @@ class Tokens:
     def __init__(self, options: Namespace, address: Target, note: Callable[[str], None]) -> None:
         self._scope: str = options.scope
         self._issuer: str = (options.issuer or "").rstrip("/")
+        self._file: str | None = options.token_file
+        if self._file and self._scope:
+            raise UsageError("--token-file and --scope: one token goes with a call", "leave one of them out")
         self._address = address
         self._note = note
         self._refused = False
 
     async def first(self, certificate: bytes | None) -> str:
         """The token to begin with; `NO_TOKEN` where none was typed, and none confirmed before."""
-        if self._scope:
+        if self._scope or self._file:
             if certificate is None:
                 raise ScistreamError(
                     Code.FAILED_PRECONDITION,
-                    "scope: a token is not sent in plaintext",
-                    "leave --no-tls out, or --scope where the gateway asks for none",
+                    f"{'scope' if self._scope else 'token-file'}: a token is not sent in plaintext",
+                    "leave --no-tls out, or the token where the gateway asks for none",
                 )
-            return await self._usable(self._typed())
+            return _content(self._file) if self._file else await self._usable(self._typed())
         if certificate is None or not path_of().exists():
             return NO_TOKEN
         binding = Store().binding(str(self._address))
@@ -108,6 +114,18 @@ class Tokens:
                 Code.UNAUTHENTICATED, f"the token for {login.scope} has expired", f"s2uc login --scope {login.name}"
             )
         return (await asyncio.to_thread(_renewed, login)).access_token
+
+
+def _content(name: str) -> str:
+    """The token in a file: one printable word."""
+    try:
+        with Path(name).open(encoding="ascii", errors="replace") as file:
+            token = file.read(_LONGEST).strip()
+    except OSError as error:
+        raise ScistreamError(Code.NOT_FOUND, f"cannot read the token from {name}: {error.strerror}") from None
+    if not token.isascii() or not token.isprintable() or " " in token or not token:
+        raise invalid("token-file", f"{name} does not hold one token", "a line as s2ctl token create prints it")
+    return token
 
 
 def _renewed(login: Login) -> Login:
