@@ -48,7 +48,7 @@ class Tokens:
                     "leave --no-tls out, or the token where the gateway asks for none",
                 )
             return _content(self._file) if self._file else await self._usable(self._typed())
-        if certificate is None or not path_of().exists():
+        if certificate is None or not _has_logins():
             return NO_TOKEN
         binding = Store().binding(str(self._address))
         if binding is None or not _is(binding, certificate):
@@ -114,6 +114,14 @@ class Tokens:
                 Code.UNAUTHENTICATED, f"the token for {login.scope} has expired", f"s2uc login --scope {login.name}"
             )
         return (await asyncio.to_thread(_renewed, login)).access_token
+
+
+def _has_logins() -> bool:
+    """Whether there is a file of logins; who has no home that can be looked into has none."""
+    try:
+        return path_of().exists()
+    except PermissionError:
+        return False
 
 
 def _content(name: str) -> str:
