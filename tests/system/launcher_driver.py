@@ -18,7 +18,7 @@ from pathlib import Path
 
 from scistreamd import dataserver
 from scistreamd.errors import Code, ScistreamError
-from scistreamd.interfaces import Bind, Plan, PortsBusy, Program, Told
+from scistreamd.interfaces import Bind, EndedMeanwhile, Plan, PortsBusy, Program, Told
 from scistreamd.keys import TunnelKeys
 from scistreamd.model import Endpoint, Role, Security, Uid
 from scistreamd.systemd1 import Systemd1
@@ -441,6 +441,9 @@ async def time_without_a_daemon(launcher: SystemdLauncher) -> None:
     assert not waiting.ear.heard and not serving.ear.heard
     await launcher.systemd.open()
     for tunnel in (waiting, serving):
+        with contextlib.suppress(EndedMeanwhile):
+            await launcher.adopt(tunnel.uid.id, tunnel.binds, None, tunnel.ear.told)
+            raise AssertionError("it is adopted, and has ended")
         assert await launcher.adopt(tunnel.uid.id, tunnel.binds, None, tunnel.ear.told) is None
 
 
