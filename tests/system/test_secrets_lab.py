@@ -88,6 +88,7 @@ def _live(host: Host, kind: str, token: str) -> None:
     host.run(["systemctl", "kill", "-s", "SEGV", "scistreamd"])
     host.wait_until(lambda: shown(host, "ActiveState") == "active", "started again")
     host.wait_until(lambda: shown(host, "ActiveState", service) == "active", "started again")
+    host.wait_until(lambda: bool(core_limits(host, "scistreamd.service")), "running again")
     assert core_limits(host, service) == core_limits(host, "scistreamd.service") == {"0 0"}
     key = private_key_of(host, tunnel)
     assert not [each for each in needles if each in (said + wrong.stdout + wrong.stderr).lower()]
