@@ -235,6 +235,12 @@ class Gate:
         literal = {target: (target.address,) for target in targets if target.address is not None}
         await self._judge(grant, question, literal)
 
+    async def judge(self, grant: Grant, question: Question, targets: Mapping[Target, Sequence[Endpoint]]) -> Rule:
+        """The policy rule that allows what is asked of a tunnel whose targets are known, by the addresses that they
+        have; PERMISSION_DENIED where none does."""
+        found = {target: tuple(each.address for each in endpoints) for target, endpoints in targets.items()}
+        return await self._judge(grant, question, found)
+
     async def targets(
         self, grant: Grant, question: Question, targets: Sequence[Target]
     ) -> tuple[Rule, tuple[tuple[Endpoint, ...], ...]]:

@@ -57,7 +57,7 @@ from scistreamd.planning import Planner
 from scistreamd.portcheck import Look
 from scistreamd.registry import Registry, no_tunnel, view_of, way_of
 from scistreamd.reservations import Reservations
-from scistreamd.rules import Question
+from scistreamd.rules import Question, Rule
 from scistreamd.tunnel import Tunnel
 
 _T = TypeVar("_T")
@@ -199,8 +199,7 @@ class Manager:
         tunnel = self._registry.known(tunnel_id)
         if tunnel.state is not State.ACTIVE:
             raise ScistreamError(Code.FAILED_PRECONDITION, f"lifetime: the tunnel is {tunnel.state.value}")
-        question = self._question(grant, tunnel, Verb.UPDATE)
-        rule = self._gate.permit(grant, replace(question, lifetime=seconds))
+        rule = await self._amends(grant, tunnel, lifetime=seconds)
         seconds = rule.ceilings.lifetime_of(seconds)
         await self._shielded(self._set_lifetime(tunnel, seconds))
         self._registry.changed(tunnel)
@@ -213,8 +212,22 @@ class Manager:
         capacity, FAILED_PRECONDITION where the rate cannot be enforced.
         """
         tunnel = self._registry.known(tunnel_id)
-        await self._shielded(self._hold_to(tunnel, rate or self._settings.rate_default))
+        rate = rate or self._settings.rate_default
+        rule = await self._amends(grant, tunnel, rate=rate)
+        await self._shielded(self._hold_to(tunnel, rule.ceilings.rate_of(rate)))
         return view_of(tunnel)
+
+    async def _amends(
+        self, grant: Grant, tunnel: Tunnel, *, rate: int | None = None, lifetime: int | None = None
+    ) -> Rule:
+        """The rule by which a tunnel may have another rate or lifetime: one that covers its targets, too."""
+        asked = self._question(grant, tunnel, Verb.UPDATE)
+        asked = replace(
+            asked,
+            rate=asked.rate if rate is None else rate,
+            lifetime=asked.lifetime if lifetime is None else lifetime,
+        )
+        return await self._gate.judge(grant, asked, dict(zip(tunnel.targets, tunnel.addresses, strict=True)))
 
     async def test(self, grant: Grant, tunnel_id: str, throughput: float) -> tuple[Finding, ...]:
         """Test the hop of an active outbound tunnel, see `hoptests.HopTests.of_tunnel`."""

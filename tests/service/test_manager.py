@@ -44,6 +44,7 @@ from scistreamd.network import HostNetwork, dialable
 from scistreamd.planning import Planner
 from scistreamd.policy import Quotas
 from scistreamd.process import ProcessLauncher
+from scistreamd.rulefile import join, parse
 from scistreamd.runtime import runtime_directory
 
 LOOPBACK = ipaddress.ip_address("127.0.0.1")
@@ -591,6 +592,33 @@ async def test_a_foreign_uid_and_an_unknown_one_take_the_same_steps() -> None:
             assert foreign == unknown
             assert any("administers" in each for each in foreign)
         await gw.manager.release(grant(Verb.RELEASE, alice), uid)
+
+
+async def test_another_rate_or_lifetime_is_under_the_rule_that_covers_the_targets() -> None:
+    other = Target.parse("127.0.0.1:26298")
+    rules = [
+        {"name": "wide", "anonymous": True, "targets": [str(other)]},
+        {"name": "narrow", "anonymous": True, "targets": [str(TARGET)], "max_lifetime": 600, "max_rate": 100},
+    ]
+    async with gateway(replace(SETTINGS, policy=join((), parse(rules)))) as here:
+        _, free = await here.manager.create(grant(Verb.CREATE), Role.PROD, (other,), Options())
+        assert (await here.manager.extend(grant(Verb.UPDATE), free.id, 601)).expires_usec
+        with pytest.raises(ScistreamError) as caught:  # its rate cannot be kept here, so it is not made
+            await here.manager.create(grant(Verb.CREATE), Role.PROD, (TARGET,), Options(lifetime=300))
+        assert caught.value.code is Code.UNIMPLEMENTED
+        with pytest.raises(ScistreamError) as caught:
+            await here.manager.hold_to(grant(Verb.UPDATE), free.id, 5)
+        assert caught.value.code is Code.UNIMPLEMENTED  # allowed, and there is nothing to keep it
+        # The rule of the first one's targets is not the other's.
+        narrowed = join((), parse([rules[0], {**rules[1], "targets": [str(other)]}][::-1]))
+        here.manager._gate.reconfigure(replace(SETTINGS, policy=narrowed))
+        for asked in (
+            here.manager.extend(grant(Verb.UPDATE), free.id, 601),
+            here.manager.hold_to(grant(Verb.UPDATE), free.id, 101),
+        ):
+            with pytest.raises(ScistreamError) as caught:
+                await asked
+            assert (caught.value.code, "narrow" in caught.value.message) == (Code.PERMISSION_DENIED, True)
 
 
 async def test_other_settings_count_from_then_on() -> None:
