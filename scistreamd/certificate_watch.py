@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime
 import logging
 import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from scistreamd import validity
 from scistreamd.errors import ScistreamError
 
 _LOOK_SECONDS = 15.0
 _TELL_SECONDS = 86400.0
-SOON_DAYS = 30
 _log = logging.getLogger("scistreamd.control")
 
 Files = tuple[Path, Path]
@@ -101,15 +100,13 @@ def ends(certificate: Path) -> float:
     from cryptography import x509  # noqa: PLC0415
 
     found = x509.load_pem_x509_certificate(certificate.read_bytes())
-    # cryptography before 42 has the naive one alone, later ones warn of it.
-    moment = getattr(found, "not_valid_after_utc", None) or found.not_valid_after
-    return moment.replace(tzinfo=datetime.timezone.utc).timestamp()
+    return validity.ends(found).timestamp()
 
 
 def near_end(end: float, now: float) -> str:
     """That a certificate is near its end or beyond, for people, or an empty string."""
     days = (end - now) / 86400
-    if days > SOON_DAYS:
+    if days > validity.SOON_DAYS:
         return ""
     day = time.strftime("%Y-%m-%d", time.localtime(end))
     if days <= 0:

@@ -35,7 +35,7 @@ ADAPTERS = {
     "nft_dump", "host_view", "firewall", "firewalld",
 }  # fmt: skip
 # What a command line tool and the daemon do alike.
-SHARED = {"addresses", "files", "selfsigned", "tokenfile"}
+SHARED = {"addresses", "files", "selfsigned", "tokenfile", "validity"}
 SERVICE = {"gate", "manager", "books", "flows", "hoptests", "meter", "planning", "registry", "reservations", "tunnel"}
 CONTROL = "control"
 BUS_DOOR = {"bus_api", "bus_calls", "bus_objects", "bus_options", "bus_signals", "bus_view"}

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from datetime import timezone
-from typing import Any
 
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
+from scistreamd import validity
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.identity import Challenge, Credentials, Identity
 
@@ -27,7 +26,7 @@ class ClientCertificates:
             return None
         certificate = x509.load_der_x509_certificate(credentials.certificate)
         # TLS has looked at this once; a connection may outlive its certificate.
-        if _end(certificate) < time.time():
+        if validity.ends(certificate).timestamp() < time.time():
             raise ScistreamError(Code.UNAUTHENTICATED, "the client certificate has expired", "renew it")
         subject = certificate.subject.rfc4514_string()
         common = [str(each.value) for each in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
@@ -37,12 +36,6 @@ class ClientCertificates:
                 Code.UNAUTHENTICATED, "the client certificate names nobody", "it needs a subject or alternative names"
             )
         return Identity("mtls", subject or names[0], names[0], frozenset(names[1:]))
-
-
-def _end(certificate: x509.Certificate) -> float:
-    # cryptography 42 deprecated the naive attribute; Debian 12 has 38, which knows no other.
-    end: Any = getattr(certificate, "not_valid_after_utc", None)
-    return float((end or certificate.not_valid_after.replace(tzinfo=timezone.utc)).timestamp())
 
 
 def _alternatives(certificate: x509.Certificate) -> list[str]:

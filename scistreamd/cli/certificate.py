@@ -5,15 +5,15 @@ RFC 6125 and RFC 2818 say what clients do with the names.
 
 from __future__ import annotations
 
+import datetime
 import json
 import shlex
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
 
 from cryptography import x509
 
-from scistreamd import addresses, selfsigned
+from scistreamd import addresses, selfsigned, validity
 from scistreamd.errors import Code, ScistreamError, invalid
 
 
@@ -81,8 +81,8 @@ def _facts(certificate: x509.Certificate) -> dict[str, str | list[str]]:
         "subject": certificate.subject.rfc4514_string(),
         "issuer": certificate.issuer.rfc4514_string(),
         "names": _names(certificate),
-        "not_before": _utc(certificate, "not_valid_before"),
-        "not_after": _utc(certificate, "not_valid_after"),
+        "not_before": _moment(validity.begins(certificate)),
+        "not_after": _moment(validity.ends(certificate)),
         "sha256": selfsigned.fingerprint(certificate),
     }
 
@@ -96,10 +96,8 @@ def _names(certificate: x509.Certificate) -> list[str]:
     return [f"DNS:{name}" for name in alternatives.get_values_for_type(x509.DNSName)] + ips
 
 
-def _utc(certificate: x509.Certificate, moment: str) -> str:
-    # cryptography 42 deprecated the naive attributes; Debian 12 has 38, which knows no other.
-    value: Any = getattr(certificate, f"{moment}_utc", None) or getattr(certificate, moment)
-    return f"{value:%Y-%m-%dT%H:%M:%SZ}"
+def _moment(moment: datetime.datetime) -> str:
+    return f"{moment:%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _text(value: str | list[str]) -> str:

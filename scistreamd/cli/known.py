@@ -9,7 +9,6 @@ certificate with the same key is the same gateway.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import fcntl
 import hashlib
 import json
@@ -21,19 +20,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from scistreamd import files
+from scistreamd import files, validity
 from scistreamd.cli.trust import HTTP2Only, NotPinned, client_context
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.model import Target
 
-if TYPE_CHECKING:
-    from cryptography import x509
-
 _FILE = "known-gateways"
 _VERSION = 1
-_SOON = 30 * 86400
 
 
 @dataclass(frozen=True)
@@ -59,7 +53,7 @@ class Known:
 
         certificate = x509.load_der_x509_certificate(der)
         key = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-        return cls(_sha256(key), _sha256(der), _ends(certificate))
+        return cls(_sha256(key), _sha256(der), validity.ends(certificate).timestamp())
 
     @property
     def fingerprint(self) -> str:
@@ -231,7 +225,7 @@ def of_change(address: Target, known: Known, shown: Known, path: Path) -> Scistr
 
 def ending(ends: float, now: float) -> str:
     """That a certificate is near its end or beyond, for people, or an empty string."""
-    if ends > now + _SOON:
+    if ends > now + validity.SOON_DAYS * 86400:
         return ""
     if ends <= now:
         return f"has ended on {time.strftime('%Y-%m-%d', time.localtime(ends))}"
@@ -256,12 +250,6 @@ def yes(question: str) -> bool:
         ) from None
     finally:
         signal.signal(signal.SIGINT, former)
-
-
-def _ends(certificate: x509.Certificate) -> float:
-    # cryptography before 42 has the naive one alone, later ones warn of it.
-    found = getattr(certificate, "not_valid_after_utc", None) or certificate.not_valid_after
-    return found.replace(tzinfo=datetime.timezone.utc).timestamp()
 
 
 def _sha256(data: bytes) -> str:
