@@ -262,7 +262,7 @@ def run(options: Namespace, work: Callable[[Gateway], Coroutine[Any, Any, None]]
         _note("without TLS everybody on the way reads the UID, which is the tunnel's key")
 
     async def connected() -> None:
-        tokens = Tokens(options, address, _note)
+        tokens = Tokens(options, address)
         certificate = (options.client_cert, options.client_key) if options.client_cert else None
         dialled = Gateway(
             address, trust, _note, fingerprint=options.trust_fingerprint, tokens=tokens, certificate=certificate

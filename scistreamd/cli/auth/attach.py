@@ -7,7 +7,7 @@ import hashlib
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,19 +23,15 @@ _LONGEST = 16384
 
 
 class Tokens:
-    """Gives the calls to one gateway their token.
+    """Gives the calls to one gateway their token; ``certificate`` is what it showed, DER, None in plaintext."""
 
-    ``certificate``: what the gateway showed, DER, None where the connection is plaintext.
-    """
-
-    def __init__(self, options: Namespace, address: Target, note: Callable[[str], None]) -> None:
+    def __init__(self, options: Namespace, address: Target) -> None:
         self._scope: str = options.scope
         self._issuer: str = (options.issuer or "").rstrip("/")
         self._file: str | None = options.token_file
         if self._file and self._scope:
             raise UsageError("--token-file and --scope: one token goes with a call", "leave one of them out")
         self._address = address
-        self._note = note
         self._refused = False
 
     async def first(self, certificate: bytes | None) -> str:

@@ -31,6 +31,11 @@ _SECRETS = ("access_token", "refresh_token")
 _MARGIN = 60
 
 
+def path_of(environment: Mapping[str, str] = os.environ) -> Path:
+    """Where the file is."""
+    return state_directory(environment) / _FILE
+
+
 @dataclass(frozen=True)
 class Login:
     """One login: the tokens for one scope at one issuer.
@@ -72,7 +77,7 @@ class Store:
     """The file and, where there is one, the keyring."""
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
-        self.path = state_directory(environment) / _FILE
+        self.path = path_of(environment)
         self._keyring = _keyring(environment)
 
     def logins(self) -> list[Login]:
@@ -212,8 +217,3 @@ def _keyring(environment: Mapping[str, str]) -> Any:
 
 def _unusable(message: str) -> ScistreamError:
     return ScistreamError(Code.FAILED_PRECONDITION, message, "repair it, or remove it and log in again")
-
-
-def path_of(environment: Mapping[str, str] = os.environ) -> Path:
-    """Where the file is."""
-    return state_directory(environment) / _FILE
