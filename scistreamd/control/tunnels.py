@@ -55,8 +55,8 @@ class OwnTunnels(Protocol):
     def watch(self, see: Callable[[Change], None]) -> Callable[[], None]:
         """Tell of every change; returns the way to stop."""
 
-    def owns(self, grant: Grant, view: TunnelView, *, everyone: bool = False) -> bool:
-        """Whether the tunnel is among those that `own` tells of."""
+    def owns(self, grant: Grant, view: TunnelView) -> bool:
+        """Whether the tunnel is the caller's."""
 
 
 class TunnelsService:
@@ -137,7 +137,7 @@ class TunnelsService:
         behind = asyncio.Event()
 
         def see(change: Change) -> None:
-            if not self._tunnels.owns(grant, change.view, everyone=everyone):
+            if not (everyone or self._tunnels.owns(grant, change.view)):
                 return
             try:
                 waiting.put_nowait(change)

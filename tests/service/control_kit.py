@@ -120,7 +120,7 @@ class Bench:
     def own(self, grant: Grant, *, everyone: bool = False) -> tuple[TunnelView, ...]:
         return ()
 
-    def owns(self, grant: Grant, view: TunnelView, *, everyone: bool = False) -> bool:
+    def owns(self, grant: Grant, view: TunnelView) -> bool:
         return False
 
     def own_id(self, grant: Grant, name: str, *, change: bool) -> str:

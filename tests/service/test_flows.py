@@ -137,7 +137,8 @@ async def test_while_ports_change_hands_both_are_covered() -> None:
         uid = Uid.random()
         options = Options(exact_ports=True)
         wished = Target.parse("127.0.0.1:26207")
-        tunnel = manager._shielded(manager._reserve(Grant(CALLER, Verb.CREATE), uid, Role.CONS, 1, options))
+        course = manager._course
+        tunnel = course.shielded(course.reserve(Grant(CALLER, Verb.CREATE), uid, Role.CONS, 1, options))
         held = [each.endpoint.port for each in (await tunnel).binds]
         await manager.hello(Grant(CALLER, Verb.HELLO), uid, Role.CONS, (wished,))
         asked = [flow for name, what, flow in notes if (name, what) == ("first", "apply")]

@@ -73,7 +73,8 @@ class Gateway:
         self.network = HostNetwork(settings.times.resolve)
         self.runtime = runtime
         launcher = ProcessLauncher(runtime)
-        self.manager = Manager(settings, Gate(settings, self.network), TunnelKeys(), lambda kind: launcher, ANY)
+        self.gate = Gate(settings, self.network)
+        self.manager = Manager(settings, self.gate, TunnelKeys(), lambda kind: launcher, ANY)
 
     def req(
         self, uid: Uid, role: Role = Role.PROD, count: int = 1, options: Options | None = None, caller: Caller = CALLER
@@ -611,7 +612,7 @@ async def test_another_rate_or_lifetime_is_under_the_rule_that_covers_the_target
         assert caught.value.code is Code.UNIMPLEMENTED  # allowed, and there is nothing to keep it
         # The rule of the first one's targets is not the other's.
         narrowed = join((), parse([rules[0], {**rules[1], "targets": [str(other)]}][::-1]))
-        here.manager._gate.reconfigure(replace(SETTINGS, policy=narrowed))
+        here.gate.reconfigure(replace(SETTINGS, policy=narrowed))
         for asked in (
             here.manager.extend(grant(Verb.UPDATE), free.id, 601),
             here.manager.hold_to(grant(Verb.UPDATE), free.id, 101),

@@ -1,0 +1,324 @@
+"""The steps of a tunnel's life: reserved, greeted, served, changed, failed, ended.
+
+Each step of opening pushes its undo, so a tunnel that does not come about
+leaves nothing, and its end is the same undo run later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from scistreamd import capacity
+from scistreamd.books import Books
+from scistreamd.config import Settings
+from scistreamd.errors import Code, ScistreamError, invalid
+from scistreamd.flows import Flows
+from scistreamd.gate import Grant, Verb
+from scistreamd.hoptests import HopTests
+from scistreamd.interfaces import Held, KeyMaker, Plan, Store, Told
+from scistreamd.lifecycle import Event
+from scistreamd.model import Answer, Options, Role, State, Target, Uid
+from scistreamd.planning import Planner
+from scistreamd.registry import Registry, no_tunnel
+from scistreamd.reservations import Reservations
+from scistreamd.rights import Rights
+from scistreamd.tunnel import Tunnel
+
+_T = TypeVar("_T")
+_log = logging.getLogger("scistreamd.manager")
+
+
+class Course:
+    """What happens to the tunnels of one gateway, in which order."""
+
+    def __init__(
+        self,
+        planner: Planner,
+        store: Store | None,
+        keys: KeyMaker,
+        rights: Rights,
+        *,
+        registry: Registry,
+        flows: Flows,
+        ports: Reservations,
+        hops: HopTests,
+    ) -> None:
+        """``store`` None: no tunnel outlives the daemon."""
+        self.settings = planner.settings
+        self.planner = planner
+        self.books = Books(planner, store)
+        self._registry = registry
+        self._rights = rights
+        self._keys = keys
+        self._flows = flows
+        self._ports = ports
+        self._hops = hops
+        self._early: dict[str, set[asyncio.Event]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def reconfigure(self, settings: Settings) -> None:
+        """Go by other settings from now on; tunnels that exist keep what they were made with."""
+        self.settings = settings
+        self.planner = replace(self.planner, settings=settings)
+        self.books = replace(self.books, planner=self.planner)
+        self._ports.change_range(settings.port_range)
+
+    # Opening
+
+    async def reserve(self, grant: Grant, uid: Uid, role: Role, count: int, options: Options) -> Tunnel:
+        """Make a tunnel that holds ``count`` listeners and waits for its hello; raises what `Manager.request` does."""
+        former = self._registry.of_uid(uid)
+        if former is not None and former.state is State.FAILED:
+            await self.end(former, "a new request takes its place")
+        self.settings.quotas.check(count, self._registry.of_caller(grant.caller), self._registry.pending())
+        tunnel = self.planner.tunnel(grant.caller, uid, role, count, options)
+        tunnel.rate = options.rate
+        rule = self._rights.permit(grant, tunnel, Verb.CREATE)
+        tunnel.options = rule.ceilings.limit(tunnel.options)
+        tunnel.rate = tunnel.options.rate
+        tunnel.ports_within = rule.listeners
+        capacity.check(self.settings.capacity, self._reserved_rate(), tunnel.rate)
+        self.enter(tunnel)
+        try:
+            launcher = self.planner.launcher_of(tunnel.type)
+            await self._ports.hold(tunnel, launcher, self.planner.address(tunnel), self.told(tunnel))
+            self.books.save(tunnel)
+        except BaseException:
+            await tunnel.undo.aclose()
+            raise
+        for warning in tunnel.own_warnings:
+            _log.warning("%s", warning, extra={"tunnel": tunnel.id})
+        self._registry.changed(tunnel)
+        for arrived in self._early.get(tunnel.id, ()):
+            arrived.set()
+        return tunnel
+
+    def enter(self, tunnel: Tunnel) -> None:
+        """Let the tunnel be known, with the undo of that and of what it will hold."""
+        self._registry.add(tunnel)
+        tunnel.undo.callback(self._registry.remove, tunnel)
+        tunnel.undo.callback(self.books.delete, tunnel)
+        # Undone last to first: who may not connect is kept out until nothing listens any more.
+        tunnel.undo.push_async_callback(self._flows.forget, tunnel)
+        tunnel.undo.push_async_callback(self._ports.let_go, tunnel)
+
+    async def greet(self, uid: Uid, role: Role, entries: tuple[Target, ...]) -> Answer:
+        """Take a hello: judge the targets of an inbound tunnel, settle on the ports of an outbound one.
+
+        Ends the wait of `req`. Raises what `Manager.hello` does.
+        """
+        tunnel = await self._expected(uid)
+        async with tunnel.busy:
+            tunnel.check(Event.HELLO)
+            if tunnel.role is Role.PROD:
+                await self._check_inbound_hello(tunnel, role, entries)
+            else:
+                await self.settle(tunnel, [entry.port for entry in entries])
+            tunnel.check(Event.HELLO)  # it may have been released while its ports were settled
+            tunnel.advance(Event.HELLO)
+            self.books.save(tunnel)
+        self.limit(tunnel, self.settings.times.update, "no update came in time")
+        self._registry.changed(tunnel)
+        tunnel.greeted.set_result(tunnel.answer(entries if tunnel.role is Role.PROD else ()))
+        return tunnel.answer()
+
+    async def _expected(self, uid: Uid) -> Tunnel:
+        """The tunnel of a hello; where there is none yet, wait for its req."""
+        tunnel = self._registry.of_uid(uid)
+        gone = tunnel is None or tunnel.state in (State.FAILED, State.RELEASING)
+        if gone or (tunnel and tunnel.held is None):
+            arrived = asyncio.Event()
+            waiting = self._early.setdefault(uid.id, set())
+            waiting.add(arrived)
+            try:
+                await asyncio.wait_for(arrived.wait(), self.settings.times.early_hello)
+            except asyncio.TimeoutError:
+                raise no_tunnel("send req first, to this gateway") from None
+            finally:
+                waiting.discard(arrived)
+                if not waiting:
+                    self._early.pop(uid.id, None)
+        return self._registry.known(uid.id)
+
+    async def settle(self, tunnel: Tunnel, wished: Sequence[int]) -> None:
+        """Give an outbound tunnel the ports wished for where they are to be had; with `exact_ports` it ends else."""
+        refused = await self._ports.settle(tunnel, wished[: tunnel.count], self._registry)
+        if not refused:
+            return
+        names = ", ".join(map(str, refused))
+        problem = f"local port {names} is not to be had: in use, or outside the range {self.settings.port_range}"
+        if tunnel.options.exact_ports:
+            error = ScistreamError(Code.RESOURCE_EXHAUSTED, problem, "ask for another, or let the gateway choose")
+            await self.end(tunnel, problem, error)
+            raise error
+        _log.info("%s; others are taken", problem, extra={"tunnel": tunnel.id})
+
+    async def _check_inbound_hello(self, tunnel: Tunnel, role: Role, entries: tuple[Target, ...]) -> None:
+        if role is not Role.PROD:
+            raise invalid("role", "the tunnel's role is PROD, this hello says CONS")
+        if not entries:
+            raise invalid("prod_listeners", "an inbound tunnel needs at least one target")
+        # By what its owner may: who says hello needs to know the UID and nothing else.
+        owner = Grant(tunnel.owner, Verb.HELLO)
+        await self._rights.literal_targets(owner, tunnel, entries)
+
+    # Serving
+
+    async def update(self, grant: Grant, tunnel: Tunnel, targets: tuple[Target, ...]) -> Answer:
+        """Start the data server towards the targets, or retarget the running one; raises what `Manager.update` does."""
+        async with tunnel.busy:
+            tunnel.check(Event.UPDATE)
+            spread = tuple(targets[index % len(targets)] for index in range(tunnel.count))
+            verb = Verb.CREATE if tunnel.state is State.READY else Verb.UPDATE
+            rule, addresses = await self._rights.targets(grant, tunnel, verb, spread)
+            tunnel.check(Event.UPDATE)
+            before = tunnel.targets, tunnel.addresses, tunnel.options, tunnel.rate
+            generation = tunnel.generation
+            tunnel.targets, tunnel.addresses = spread, addresses
+            tunnel.options = rule.ceilings.limit(tunnel.options)
+            tunnel.rate = rule.ceilings.rate_of(tunnel.rate)
+            try:
+                await self._serve(tunnel, self.books.plan(tunnel, tunnel.generation + 1))
+            except BaseException:
+                tunnel.targets, tunnel.addresses, tunnel.options, tunnel.rate = before
+                if tunnel.state is State.ACTIVE:
+                    await self._flows.apply(tunnel)
+                    if tunnel.generation != generation:  # what the books did not take, the data server must not do
+                        await self.run(tunnel, tunnel.holding, self.books.plan(tunnel, tunnel.generation + 1))
+                raise
+            tunnel.hop_warnings = ()
+        await self._try_hop(tunnel, tunnel.generation)
+        self._registry.changed(tunnel)
+        _log.info("forwards to %s", ", ".join(map(str, spread)), extra={"tunnel": tunnel.id})
+        return tunnel.answer(spread)
+
+    async def _try_hop(self, tunnel: Tunnel, generation: int) -> None:
+        """Not while the tunnel is `busy`: a release does not wait for it."""
+        warnings = await self._hops.warnings(tunnel)
+        if tunnel.generation == generation:  # else a later update has tried other targets
+            tunnel.hop_warnings = warnings
+        for warning in warnings:
+            _log.warning("%s", warning, extra={"tunnel": tunnel.id})
+
+    async def _serve(self, tunnel: Tunnel, plan: Plan) -> None:
+        """Have the data server follow the plan; a first one that fails takes its tunnel with it."""
+        held, first = tunnel.holding, tunnel.state is State.READY
+        if first:
+            tunnel.set_timer(None)
+        try:
+            await self._flows.apply(tunnel)
+            await self.run(tunnel, held, plan)
+            await self._flows.apply(tunnel)  # only now its data server has a user
+            tunnel.advance(Event.UPDATE)
+            self.books.save(tunnel)
+        except Exception as problem:
+            if first and tunnel.state in (State.READY, State.ACTIVE):
+                self.fail(tunnel, str(problem))
+                await self._ports.let_go(tunnel)
+            raise
+        if first and tunnel.options.lifetime:
+            await self.set_lifetime(tunnel, tunnel.options.lifetime)
+
+    async def run(self, tunnel: Tunnel, held: Held, plan: Plan) -> None:
+        """Have the tunnel's data server follow the plan; returns when it accepts, raises why it does not."""
+        program = tunnel.type.server.render(plan, held.places)
+        await held.serve(program, self._keys.files(tunnel.uid, tunnel.role, tunnel.security))
+        tunnel.generation = plan.generation
+
+    async def set_lifetime(self, tunnel: Tunnel, seconds: int) -> None:
+        """End the tunnel in so many seconds from now on, with or without this daemon; 0: never."""
+        await tunnel.holding.limit(seconds)
+        tunnel.expires = time.time() + seconds if seconds else 0
+        self.books.save(tunnel)
+        if seconds:
+            self.limit(tunnel, seconds, "its lifetime is over")
+        else:
+            tunnel.set_timer(None)
+
+    async def hold_to(self, tunnel: Tunnel, rate: int) -> None:
+        """Hold the tunnel to another rate in kB/s, 0: to none; raises what `Manager.hold_to` does."""
+        async with tunnel.busy:
+            if tunnel.state not in (State.READY, State.ACTIVE):
+                raise ScistreamError(Code.FAILED_PRECONDITION, f"rate: the tunnel is {tunnel.state.value}")
+            if rate == tunnel.rate:
+                return
+            capacity.check(self.settings.capacity, self._reserved_rate() - tunnel.rate, rate)
+            before, tunnel.rate = tunnel.rate, rate
+            try:
+                await self._flows.apply(tunnel)
+                self.books.save(tunnel)
+            except BaseException:
+                tunnel.rate = before
+                raise
+        self._registry.changed(tunnel)
+        _log.info("its rate is %s", f"{rate} kB/s" if rate else "not limited", extra={"tunnel": tunnel.id})
+
+    def _reserved_rate(self) -> int:
+        over = (State.FAILED, State.RELEASING)
+        return sum(tunnel.rate for tunnel in self._registry if tunnel.state not in over)
+
+    # Failing and ending
+
+    def told(self, tunnel: Tunnel) -> Told:
+        """What a launcher tells of the tunnel's data server."""
+
+        def ended(why: str) -> None:
+            self.spawn(self.end(tunnel, why))
+
+        return Told(failed=lambda why: self.fail(tunnel, why), ended=ended)
+
+    def fail(self, tunnel: Tunnel, reason: str) -> None:
+        """The tunnel carries nothing any more; people get some time to read why."""
+        tunnel.advance(Event.FAIL)
+        tunnel.result = reason
+        _log.error("failed: %s", reason, extra={"tunnel": tunnel.id})
+        self.limit(tunnel, self.settings.times.failed_kept, "it failed a while ago")
+        self._registry.changed(tunnel)
+
+    def limit(self, tunnel: Tunnel, seconds: float, why: str) -> None:
+        """End the tunnel after ``seconds``, in place of the time limit that it had."""
+        loop = asyncio.get_running_loop()
+        tunnel.set_timer(loop.call_later(seconds, lambda: self.spawn(self.end(tunnel, why))))
+
+    async def end(self, tunnel: Tunnel, why: str, told: ScistreamError | None = None) -> None:
+        """Release: everything that opening did is undone when this returns.
+
+        ``told`` is what a `req` that still waits is answered with.
+        """
+        if tunnel.state is State.RELEASING:
+            return
+        tunnel.advance(Event.RELEASE)
+        tunnel.set_timer(None)
+        if tunnel.announced:
+            self._registry.changed(tunnel)
+        if not tunnel.greeted.done():
+            tunnel.greeted.set_exception(told or ScistreamError(Code.CANCELLED, f"the tunnel has ended: {why}"))
+            tunnel.greeted.exception()  # its req may be gone, and then nobody else looks
+        await tunnel.undo.aclose()
+        _log.info("ended: %s", why, extra={"tunnel": tunnel.id})
+
+    async def close(self) -> None:
+        """End every tunnel that lives with the daemon, and wait for what is under way."""
+        mortal = [each for each in self._registry if not self.planner.launcher_of(each.type).outlives]
+        await asyncio.gather(*(self.end(tunnel, "the daemon stops") for tunnel in mortal))
+        for tunnel in self._registry:
+            tunnel.set_timer(None)
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        await self._flows.close()
+
+    def spawn(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
+        """Do a step by itself; `close` waits for it."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def shielded(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Do a step whole, also when its caller goes away in the middle."""
+        return await asyncio.shield(self.spawn(work))
