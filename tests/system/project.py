@@ -22,6 +22,9 @@ PYTHON = ("env", "PYTHONPATH=/usr/share/scistreamd", "python3")
 OLDER = "1.9.9"
 # No part of the packages; the tree's hidden files are none either.
 _NOT_SOURCES = {"tests", "build", "dist"}
+_MADE = {"__pycache__", "node_modules"}
+# The file beside the packages that tells which tests are in the source package.
+_TESTS = ".tests"
 _INSTALL = """
 set -eu
 export DEBIAN_FRONTEND=noninteractive
@@ -32,10 +35,22 @@ apt-get install --quiet=2 --yes --no-install-recommends /packages/*.deb
 def packages(trees: Trees) -> Path:
     """The directory with the packages of this tree, as `make deb` builds them."""
 
+    return _packages(trees, digest(_TESTS, *_sources()))
+
+
+def packages_with_tests(trees: Trees) -> Path:
+    """The same, of which the source package, too, is of this tree: it holds the tests, the others do not."""
+    made = packages(trees)
+    same = (made / _TESTS).read_text() == _tests()
+    return made if same else _packages(trees, digest(_TESTS, *_sources(), _tests()))
+
+
+def _packages(trees: Trees, key: str) -> Path:
     def build(directory: Path) -> None:
         _make_deb(ROOT, directory / "tree")
+        (directory / "tree" / _TESTS).write_text(_tests())
 
-    return trees.tree("packages", digest(*_sources()), "building scistreamd's Debian packages", build)
+    return trees.tree("packages", key, "building scistreamd's Debian packages", build)
 
 
 def older_packages(trees: Trees) -> Path:
@@ -79,10 +94,18 @@ def project_layers(trees: Trees, base: Path, group: str) -> list[Path]:
 
 def _sources() -> Iterator[str | bytes]:
     for top in _tops():
-        for file in sorted(top.rglob("*")) if top.is_dir() else [top]:
-            if file.is_file() and "__pycache__" not in file.parts and file.suffix != ".so":
-                yield str(file.relative_to(ROOT))
-                yield file.read_bytes()
+        yield from _content(top)
+
+
+def _tests() -> str:
+    return digest(*_content(ROOT / "tests"))
+
+
+def _content(top: Path) -> Iterator[str | bytes]:
+    for file in sorted(top.rglob("*")) if top.is_dir() else [top]:
+        if file.is_file() and not _MADE & set(file.parts) and file.suffix != ".so":
+            yield str(file.relative_to(ROOT))
+            yield file.read_bytes()
 
 
 def _tops() -> list[Path]:

@@ -76,15 +76,32 @@ def test_a_failed_builder_leaves_no_tree(tmp_path: Path) -> None:
     made(tmp_path)
 
 
+def lying(directory: Path, name: str, days: float) -> Path:
+    """A tree that nobody has asked for in these days."""
+    tree = directory / name
+    then = time.time() - days * 24 * 3600
+    (tree / "tree").mkdir(parents=True)
+    tree.with_suffix(".used").touch()
+    os.utime(tree.with_suffix(".used"), (then, then))
+    return tree
+
+
 def test_old_trees_go_when_nobody_uses_them(tmp_path: Path) -> None:
-    old, used = made(tmp_path, "old"), Trees(tmp_path, lambda text: None)
-    in_use = used.tree("kind", "inuse", "", whole)
-    recent = made(tmp_path, "recent")
-    long_ago = time.time() - 30 * 24 * 3600
-    for tree in (old, in_use):
-        os.utime(tree.with_suffix(".used"), (long_ago, long_ago))
-    newest = made(tmp_path, "newest")
-    assert [tree.exists() for tree in (old, in_use, recent, newest)] == [False, True, True, True]
+    """Of every kind, also of one that is no longer made; the newest stay, and those of today up to a number."""
+    old = [lying(tmp_path, f"old-{days}", days) for days in range(2, 7)]
+    today = [lying(tmp_path, f"today-{number}", number / 100) for number in range(22)]
+    used = Trees(tmp_path, lambda text: None)
+    in_use = used.tree("today", "inuse", "", whole)
+    os.utime(in_use.with_suffix(".used"), (0, 0))
+    newest = made(tmp_path)
+    assert [tree.exists() for tree in old] == [True] * 3 + [False] * 2
+    assert [tree.exists() for tree in today] == [True] * 20 + [False] * 2
+    assert in_use.exists()
+    assert newest.exists()
+    assert {mark.stem for mark in tmp_path.glob("*.used")} == {
+        path.name for path in tmp_path.iterdir() if path.is_dir()
+    }
+    assert not list(tmp_path.glob("*.half"))
     used.close()
 
 

@@ -17,7 +17,9 @@ from typing import IO
 
 from tests.system.tools import call, lock
 
-_KEPT_SECONDS = 7 * 24 * 3600
+# Of each kind these many stay whatever their age, and the others while they are of today.
+_KEPT, _KEPT_OF_TODAY = 3, 20
+_TODAY_SECONDS = 24 * 3600
 
 
 def home() -> Path:
@@ -52,7 +54,7 @@ class Trees:
         with self._alone():
             if not name.is_dir():
                 self._say(made)
-                self._prune(kind)
+                self._prune()
                 half = name.with_suffix(".half")
                 half.mkdir()
                 build(half)
@@ -77,16 +79,31 @@ class Trees:
             shutil.rmtree(half)
         return held
 
-    def _prune(self, kind: str) -> None:
-        """Remove trees of the kind that no lab uses and none has asked for in a week."""
-        for name in self._directory.glob(f"{kind}-*"):
-            mark = name.with_suffix(".used")
-            if name.suffix or not mark.exists() or time.time() - mark.stat().st_mtime < _KEPT_SECONDS:
-                continue
-            if use := lock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB):
-                with use:
-                    shutil.rmtree(name)
-                    mark.unlink()
+    def _prune(self) -> None:
+        """Remove trees of every kind that no lab uses, but for those that were asked for lately."""
+        kinds: dict[str, list[Path]] = {}
+        for mark in self._directory.glob("*.used"):
+            kinds.setdefault(mark.stem.rpartition("-")[0], []).append(mark)
+        for marks in kinds.values():
+            marks.sort(key=_asked, reverse=True)
+            for rank, mark in enumerate(marks):
+                today = time.time() - _asked(mark) < _TODAY_SECONDS
+                if rank >= (_KEPT_OF_TODAY if today else _KEPT):
+                    _remove(mark)
+
+
+def _asked(mark: Path) -> float:
+    return mark.stat().st_mtime
+
+
+def _remove(mark: Path) -> None:
+    """Remove the tree of this mark, unless a lab uses it; who is killed meanwhile leaves a half."""
+    if use := lock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        with use:
+            half = mark.with_suffix(".half")
+            mark.with_suffix("").rename(half)
+            mark.unlink()
+            shutil.rmtree(half)
 
 
 def mount_overlay(lower: Sequence[Path], upper: Path, work: Path, root: Path) -> None:
