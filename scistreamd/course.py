@@ -113,19 +113,7 @@ class Course:
         Ends the wait of `req`. Raises what `Manager.hello` does.
         """
         tunnel = await self._expected(uid)
-        async with tunnel.busy:
-            tunnel.check(Event.HELLO)
-            if tunnel.role is Role.PROD:
-                await self._check_inbound_hello(tunnel, role, entries)
-            else:
-                await self.settle(tunnel, [entry.port for entry in entries])
-            tunnel.check(Event.HELLO)  # it may have been released while its ports were settled
-            tunnel.advance(Event.HELLO)
-            self.books.save(tunnel)
-        self.limit(tunnel, self.settings.times.update, "no update came in time")
-        self._registry.changed(tunnel)
-        tunnel.greeted.set_result(tunnel.answer(entries if tunnel.role is Role.PROD else ()))
-        return tunnel.answer()
+        return await self.shielded(self._greet(tunnel, role, entries))
 
     async def _expected(self, uid: Uid) -> Tunnel:
         """The tunnel of a hello; where there is none yet, wait for its req."""
@@ -144,6 +132,21 @@ class Course:
                 if not waiting:
                     self._early.pop(uid.id, None)
         return self._registry.known(uid.id)
+
+    async def _greet(self, tunnel: Tunnel, role: Role, entries: tuple[Target, ...]) -> Answer:
+        async with tunnel.busy:
+            tunnel.check(Event.HELLO)
+            if tunnel.role is Role.PROD:
+                await self._check_inbound_hello(tunnel, role, entries)
+            else:
+                await self.settle(tunnel, [entry.port for entry in entries])
+            tunnel.check(Event.HELLO)  # it may have been released while its ports were settled
+            tunnel.advance(Event.HELLO)
+            self.books.save(tunnel)
+        self.limit(tunnel, self.settings.times.update, "no update came in time")
+        self._registry.changed(tunnel)
+        tunnel.greeted.set_result(tunnel.answer(entries if tunnel.role is Role.PROD else ()))
+        return tunnel.answer()
 
     async def settle(self, tunnel: Tunnel, wished: Sequence[int]) -> None:
         """Give an outbound tunnel the ports wished for where they are to be had; with `exact_ports` it ends else."""

@@ -42,6 +42,42 @@ def hold(binds: Sequence[Bind], keepalive_idle: int) -> list[socket.socket]:
     return held
 
 
+class Keep:
+    """Ports that this process keeps from others until another one, PID 1, listens on them. A context.
+
+    Two sockets may have one port only while neither listens, and only with
+    SO_REUSEADDR on both, or with SO_REUSEPORT for good. So what is kept listens until
+    `step_aside`; from then on a program without SO_REUSEADDR is still kept out.
+    """
+
+    def __init__(self, binds: Sequence[Bind], keepalive_idle: int) -> None:
+        """Listen on all, or raise as `hold` does."""
+        self._keepalive_idle = keepalive_idle
+        self._kept = hold(binds, keepalive_idle)
+
+    def __enter__(self) -> Keep:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def add(self, binds: Sequence[Bind]) -> None:
+        """Keep these as well; raises as `hold` does."""
+        self._kept += hold(binds, self._keepalive_idle)
+
+    def step_aside(self) -> None:
+        """Let another process listen on the ports, which stay bound here."""
+        for each in self._kept:
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if each.type == socket.SOCK_STREAM:
+                each.shutdown(socket.SHUT_RD)  # of a listening socket: it stops listening
+
+    def close(self) -> None:
+        """Keep nothing any more."""
+        while self._kept:
+            self._kept.pop().close()
+
+
 def _bound(endpoint: Endpoint, kind: socket.SocketKind) -> socket.socket:
     family = socket.AF_INET6 if endpoint.address.version == 6 else socket.AF_INET
     bound = socket.socket(family, kind)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from scistreamd import programs, units
 from scistreamd.errors import Code, ScistreamError
-from scistreamd.interfaces import Bind, Places, Program, SocketSays, Told
+from scistreamd.interfaces import Bind, Places, PortsBusy, Program, SocketSays, Told
 from scistreamd.journal import Journal
 from scistreamd.places import write_file
 from scistreamd.readiness import Words
@@ -45,6 +45,7 @@ class SystemdHeld:
         self._program: Program | None = None
         self._timer = 0
         self._ends_at = None if seconds is None else asyncio.get_running_loop().time() + seconds
+        self._changing = asyncio.Lock()
         self._closing: asyncio.Future[None] | None = None
         self._ended = False
         self._failed = False
@@ -86,22 +87,22 @@ class SystemdHeld:
                 self._ends_at = await self._systemd.get(timer, "Timer", "NextElapseUSecMonotonic") / 1e6
 
     async def rebind(self, binds: Sequence[Bind]) -> None:
-        """See `interfaces.Held.rebind`. A socket unit cannot change its listeners: it is made anew.
-
-        For some milliseconds the ports are not held then; no client knows them before the tunnel's hello.
-        """
-        with self._launcher.free_check([bind for bind in binds if bind not in self._binds]):
+        """See `interfaces.Held.rebind`; where the listeners are lost by it, the tunnel has ended."""
+        async with self._changing:
+            self._check_open()
             self._unwatch()
-            await self._launcher.stop_units(self._id)
-        try:
-            await self._launcher.start_units(self._id, binds)
-            self._binds = tuple(binds)
-            self._ends_at = asyncio.get_running_loop().time() + self._launcher.reserved_seconds
-        except BaseException:
-            await self._launcher.start_units(self._id, self._binds)
-            raise
-        finally:
-            self._watch()
+            try:
+                await self._launcher.change_listeners(self._id, self._binds, binds)
+                self._binds = tuple(binds)
+            except PortsBusy:
+                raise
+            except BaseException as problem:
+                self._ended = True
+                self._told.ended(f"its listeners were lost: {problem}")
+                raise
+            finally:
+                self._ends_at = asyncio.get_running_loop().time() + self._launcher.reserved_seconds
+                self._watch()
 
     async def serve(self, program: Program, secrets: Mapping[str, bytes]) -> None:
         """See `interfaces.Held.serve`."""
@@ -215,19 +216,23 @@ class SystemdHeld:
         await asyncio.shield(self._closing)
 
     async def _close(self, drain: float) -> None:
-        try:
-            if self._program and drain > 0 and not self._ended and not self._failed:
-                await self._drain(self._program, drain)
-        finally:
-            self._unwatch()
-            for task in self._tasks:
-                task.cancel()
-            if self._tasks:
-                await asyncio.wait(self._tasks)
+        async with self._changing:
             try:
-                await self._launcher.stop_units(self._id)
+                if self._program and drain > 0 and not self._ended and not self._failed:
+                    await self._drain(self._program, drain)
             finally:
-                self._launcher.remove_files(self._id)
+                await self._end_units()
+
+    async def _end_units(self) -> None:
+        self._unwatch()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        try:
+            await self._launcher.stop_units(self._id)
+        finally:
+            self._launcher.remove_files(self._id)
 
     async def _drain(self, program: Program, seconds: float) -> None:
         """Let running streams end by themselves for so long, and no new ones begin.

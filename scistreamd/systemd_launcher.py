@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from scistreamd import programs, sockets, units
 from scistreamd.errors import Code, ScistreamError
-from scistreamd.interfaces import Bind, DataServer, EndedMeanwhile, Places, Program, Told
+from scistreamd.interfaces import Bind, DataServer, EndedMeanwhile, Places, PortsBusy, Program, Told
 from scistreamd.places import write_file
 from scistreamd.systemd1 import Systemd1, UnitState
 from scistreamd.systemd_held import SystemdHeld
@@ -86,15 +86,14 @@ class SystemdLauncher:
 
     async def hold(self, tunnel_id: str, binds: Sequence[Bind], told: Told) -> SystemdHeld:
         """See `interfaces.Launcher.hold`; ALREADY_EXISTS where a unit of this tunnel runs."""
-        for each in sockets.hold(binds, self._keepalive_idle):
-            each.close()  # it was to be had; now the socket unit takes it
-        self.make_directories(tunnel_id)
-        try:
-            await self.start_units(tunnel_id, binds)
-        except BaseException as problem:
-            if not (isinstance(problem, ScistreamError) and problem.code is Code.ALREADY_EXISTS):
-                await asyncio.shield(self._clear(tunnel_id))  # also what was made while its caller went away
-            raise
+        with self.keep(binds) as kept:
+            self.make_directories(tunnel_id)
+            try:
+                await self.start_units(tunnel_id, binds, kept)
+            except BaseException as problem:
+                if not (isinstance(problem, ScistreamError) and problem.code is Code.ALREADY_EXISTS):
+                    await asyncio.shield(self._clear(tunnel_id))  # also what was made while its caller went away
+                raise
         return SystemdHeld(self, tunnel_id, binds, told, self.reserved_seconds)
 
     async def _clear(self, tunnel_id: str) -> None:
@@ -180,15 +179,12 @@ class SystemdLauncher:
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(self.runtime / tunnel_id)
 
-    def free_check(self, binds: Sequence[Bind]) -> contextlib.ExitStack:
-        """Hold the listeners in this process until the returned stack is closed; raises as `hold` does."""
-        stack = contextlib.ExitStack()
-        for each in sockets.hold(binds, self._keepalive_idle):
-            stack.enter_context(each)
-        return stack
+    def keep(self, binds: Sequence[Bind]) -> sockets.Keep:
+        """Keep the listeners in this process; raises as `hold` does."""
+        return sockets.Keep(binds, self._keepalive_idle)
 
-    async def start_units(self, tunnel_id: str, binds: Sequence[Bind]) -> None:
-        """Make a tunnel's units and start its socket; raises as `hold` does."""
+    async def start_units(self, tunnel_id: str, binds: Sequence[Bind], kept: sockets.Keep) -> None:
+        """Make a tunnel's units and start its socket; raises as `hold` does. ``kept`` gives way to them."""
         made = units.tunnel_units(
             tunnel_id,
             binds,
@@ -198,10 +194,12 @@ class SystemdLauncher:
             reserved_seconds=self.reserved_seconds,
             limits=self._limits,
         )
+        kept.step_aside()
         try:
             await self.systemd.start_transient(made)
         except JobError as problem:
-            self.free_check(binds).close()  # says which port another program has taken meanwhile
+            kept.close()
+            self.keep(binds).close()  # says which port another program has taken meanwhile
             raise ScistreamError(
                 Code.FAILED_PRECONDITION,
                 f"systemd could not start {problem}",
@@ -209,6 +207,35 @@ class SystemdLauncher:
             ) from problem
         except UnitError as problem:
             raise self._refused(tunnel_id, problem) from problem
+
+    async def change_listeners(self, tunnel_id: str, before: Sequence[Bind], after: Sequence[Bind]) -> None:
+        """Have a tunnel's socket unit listen on ``after``: it is made anew, for it cannot change.
+
+        This process keeps the ports meanwhile. Raises PortsBusy where one is not to be had, and they are
+        ``before`` again; after all else that it raises they are none.
+        """
+        with self.keep([bind for bind in after if bind not in before]) as kept:
+            await self.systemd.stop(units.Names(tunnel_id).socket)
+            try:
+                kept.add(before)
+                await self.stop_units(tunnel_id)
+                await self.start_units(tunnel_id, after, kept)
+            except BaseException:
+                kept.close()
+                await self._listen_again(tunnel_id, before)
+                raise
+
+    async def _listen_again(self, tunnel_id: str, binds: Sequence[Bind]) -> None:
+        await self.stop_units(tunnel_id)
+        try:
+            with self.keep(binds) as kept:
+                await self.start_units(tunnel_id, binds, kept)
+        except PortsBusy as problem:
+            raise ScistreamError(
+                Code.RESOURCE_EXHAUSTED,
+                f"another program took a port while the tunnel's listeners were changed: {problem.reason}",
+                "ask again",
+            ) from problem
 
     def _refused(self, tunnel_id: str, problem: UnitError) -> ScistreamError:
         if problem.name == _UNIT_EXISTS:

@@ -12,6 +12,7 @@ import ipaddress
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from scistreamd.errors import Code, ScistreamError
 from scistreamd.interfaces import Bind, EndedMeanwhile, Plan, PortsBusy, Program, Told
 from scistreamd.keys import TunnelKeys
 from scistreamd.model import Endpoint, Role, Security, Uid
+from scistreamd.sockets import Keep
 from scistreamd.systemd1 import Systemd1
 from scistreamd.systemd_held import SystemdHeld
 from scistreamd.systemd_launcher import SystemdLauncher
@@ -289,7 +291,8 @@ async def ports_of_others(launcher: SystemdLauncher) -> None:
         assert listeners() == [FURTHER_PORT]
         # Taken between the look and the start: the socket unit fails.
         try:
-            await launcher.start_units(tunnel.uid.id, tunnel.binds)
+            with launcher.keep([]) as kept:
+                await launcher.start_units(tunnel.uid.id, tunnel.binds, kept)
         except PortsBusy as busy:
             assert busy.ports == (FURTHER_PORT,)
         else:
@@ -319,6 +322,69 @@ async def held_against_others(launcher: SystemdLauncher) -> None:
             raise AssertionError("two tunnels of one id")
         assert (RUNTIME / tunnel.uid.id / "config").is_dir(), "the files are the first one's"
         assert listeners() == [PORT]
+
+
+class Prowler(threading.Thread):
+    """Another program that tries to bind a port all the time."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__()
+        self.port, self.caught, self.over = port, 0, threading.Event()
+
+    def run(self) -> None:
+        while not self.over.is_set():
+            with socket.socket() as mine, contextlib.suppress(OSError):
+                mine.bind((str(LOOPBACK), self.port))
+                self.caught += 1
+
+
+@scene
+async def nobody_gets_in_between(launcher: SystemdLauncher) -> None:
+    """From the moment that a port was to be had until the socket unit listens on it."""
+    tunnel, prowler, keep = Tunnel("Haproxy", Role.PROD, PORT), Prowler(FURTHER_PORT), launcher.keep
+    further = Bind(endpoint(FURTHER_PORT))
+
+    def keep_against(binds: Sequence[Bind]) -> Keep:
+        kept = keep(binds)
+        if further in binds:
+            prowler.start()
+        return kept
+
+    async with held(launcher, tunnel) as one:
+        setattr(launcher, "keep", keep_against)  # noqa: B010  # mypy takes no method's place
+        await one.rebind([further, *tunnel.binds])
+        prowler.over.set()
+        prowler.join()
+        assert prowler.caught == 0
+        assert listeners() == [PORT, FURTHER_PORT]
+        assert not tunnel.ear.heard
+
+
+@scene
+async def a_port_that_is_lost(launcher: SystemdLauncher) -> None:
+    """A tunnel whose listeners are gone when they are changed has ended; it is told why."""
+    tunnel, stop = Tunnel("Haproxy", Role.PROD, PORT), launcher.systemd.stop
+    async with held(launcher, tunnel) as one:
+        with socket.socket() as thief:
+            thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+
+            async def stop_and_steal(unit: str) -> None:
+                await stop(unit)
+                if unit == tunnel.names.socket and not tunnel.ear.heard:
+                    with contextlib.suppress(OSError):  # it has it
+                        thief.bind((str(LOOPBACK), PORT))
+                        thief.listen()
+
+            setattr(launcher.systemd, "stop", stop_and_steal)  # noqa: B010
+            try:
+                await one.rebind([Bind(endpoint(FURTHER_PORT))])
+            except ScistreamError as lost:
+                assert lost.code is Code.RESOURCE_EXHAUSTED and str(PORT) in lost.message, lost
+            else:
+                raise AssertionError("the port was not held")
+        setattr(launcher.systemd, "stop", stop)  # noqa: B010
+        assert "listeners were lost" in await asyncio.wait_for(tunnel.ear.ended, SECONDS)
+    assert listeners() == []
 
 
 @scene
