@@ -134,6 +134,7 @@ class Gateway:
         """Go on with the tunnels of the daemon before, then serve on ``listeners``, which are ours from now on."""
         self._tell_missing()
         self.gate.public = any(_is_public(each) for each in listeners)
+        self.gate.control_ports = frozenset(_port(each) for each in listeners)
         # First: to a caller whose call has started us, the bus says after 25 s without our name that we are not there.
         for door in self._doors:
             await door.open()
@@ -266,6 +267,8 @@ async def run(
         runtime = undo.enter_context(runtime_directory())
         traffic = await undo.enter_async_context(kernel_traffic(settings, lasting=False))
         gateway = Gateway(settings, runtime, any_address(), Plugged(traffic=traffic, authenticators=authenticators))
+        # SciStream's example for containers: client, gateway and application on one host, the gateway without options.
+        gateway.gate.for_own_host = control.address is None
         try:
             await gateway.start([listener], tls)
             address, port = listener.getsockname()[:2]
@@ -311,6 +314,11 @@ def _is_public(listener: socket.socket) -> bool:
     if listener.family == socket.AF_UNIX:
         return False
     return not ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
+
+
+def _port(listener: socket.socket) -> int:
+    """Its port; 0 of a UNIX socket."""
+    return 0 if listener.family == socket.AF_UNIX else int(listener.getsockname()[1])
 
 
 def any_address() -> IPAddress:

@@ -20,9 +20,9 @@ from scistreamd.dataserver import DATA_SERVERS
 from scistreamd.errors import BugError, Code, ScistreamError, invalid
 from scistreamd.identity import Credentials, Identity
 from scistreamd.interfaces import Authenticator, Authority, Network
-from scistreamd.model import Caller, Endpoint, IPAddress, IPNetwork, Security, Target
+from scistreamd.model import Caller, Endpoint, IPAddress, IPNetwork, Role, Security, Target
 from scistreamd.policy import why_no_target
-from scistreamd.rules import DEFAULT, LOOPBACK, PRIVATE, ROOT, Question, Rule, Ruling, decide, inside
+from scistreamd.rules import DEFAULT, LOOPBACK, PRIVATE, ROOT, Question, Reach, Rule, Ruling, decide, inside
 from scistreamd.throttle import Throttle
 
 # Credentials that were good lately: they are not held to what others from the same address do.
@@ -81,6 +81,10 @@ class Gate:
         self._proven: OrderedDict[bytes, None] = OrderedDict()
         # Whether a listener of the control port can be reached from other hosts; the composition root knows.
         self.public = False
+        # The ports of those listeners; it knows them, too.
+        self.control_ports: frozenset[int] = frozenset()
+        # Whether a caller on this very host may name the address of it that he dialled as a target.
+        self.for_own_host = False
         # What else the composition root has to say to the operator.
         self.beware: tuple[str, ...] = ()
 
@@ -265,12 +269,13 @@ class Gate:
         every = {address for addresses in of_target.values() for address in addresses}
         ruling = self._ruling(grant, replace(question, targets=judged), await self._lan(every))
         alone = self._settings.loopback_only
-        own = frozenset() if alone else await self._own(grant, every)
-        named = () if ruling.reason else ruling.rule.targets
+        own = frozenset() if alone else await self._network.local(every)
+        dialled = await self._dialled(grant)
+        named = () if ruling.reason else self._named(ruling.rule, question.role)
         for target, endpoints in judged:
             for endpoint in endpoints:
                 reason = why_no_target(endpoint.address, own=endpoint.address in own, loopback_gateway=alone)
-                if reason and not any(reach.names(endpoint) for reach in named):
+                if reason and not self._opened(endpoint, dialled) and not any(each.names(endpoint) for each in named):
                     raise _no_target(target, endpoint.address, reason)
         self._insist(ruling)
         return ruling.rule
@@ -292,18 +297,27 @@ class Gate:
             hint = "the operator names the facility's networks: lan in scistreamd.toml, or s2cs --lan"
         raise ScistreamError(Code.PERMISSION_DENIED, message, hint)
 
-    async def _own(self, grant: Grant, addresses: Set[IPAddress]) -> frozenset[IPAddress]:
-        """Those of the addresses that are the gateway's own, and closed to the caller.
+    def _named(self, rule: Rule, role: Role | None) -> list[Reach]:
+        """What the operator has named: in the rule, or in `lan` where the rule means that."""
+        reaches = rule.targets if role is None else rule.reach(role)
+        networks = self._settings.lan or ()
+        return [
+            named
+            for reach in reaches
+            for named in ([replace(reach, network=each) for each in networks] if reach.is_lan else [reach])
+        ]
 
-        They are open to who dials the gateway by such an address from this very host and reaches them anyway:
-        SciStream's example for containers has client, gateway and application on one. Where the operator has written
-        a policy they stay closed unless that names them.
-        """
-        own = await self._network.local(addresses)
-        peer = grant.caller.peer
-        if own and peer and not peer.is_loopback and not self._settings.policy and await self._network.local({peer}):
-            return frozenset(each for each in own if each.is_loopback)
-        return own
+    async def _dialled(self, grant: Grant) -> IPAddress | None:
+        """The address of this host that the caller, on this very host, has dialled, where that is open to him."""
+        caller = grant.caller
+        if not self.for_own_host or caller.peer is None or caller.peer.is_loopback:
+            return None
+        return caller.reached if await self._network.local({caller.peer}) else None
+
+    def _opened(self, endpoint: Endpoint, dialled: IPAddress | None) -> bool:
+        """Whether it is an application of the caller's at the address that he dialled, and nothing of the gateway."""
+        ours = endpoint.port in self.control_ports or endpoint.port in self._settings.port_range
+        return endpoint.address == dialled and not ours
 
     async def _lan(self, addresses: Set[IPAddress]) -> tuple[IPNetwork, ...]:
         """The networks that `lan` stands for, as far as these addresses need them."""
@@ -338,7 +352,7 @@ def _no_target(target: Target, address: IPAddress, reason: str) -> ScistreamErro
     return ScistreamError(
         Code.PERMISSION_DENIED,
         f"target {target}{resolved} {reason}",
-        "a gateway forwards to other hosts only; name the host that runs the application",
+        "name the host that runs the application; the operator opens this one by a rule, or lan, that names it",
     )
 
 

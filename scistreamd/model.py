@@ -142,6 +142,12 @@ def parse_address(text: str, name: str = "address") -> IPAddress:
         raise invalid(name, f"{shown(text)} is not an IP address", "for example 192.0.2.1 or 2001:db8::1") from None
 
 
+def unmapped(address: IPAddress) -> IPAddress:
+    """The IPv4 address that a socket reaches by ``::ffff:a.b.c.d`` (RFC 4291, 2.5.5.2), else the address itself."""
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address
+
+
 def join_host_port(host: str, port: int) -> str:
     """``host:port`` with the brackets that an IPv6 address needs (RFC 3986)."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -202,7 +208,7 @@ def _bracketed_ipv6(host: str, text: str, name: str) -> str:
     address = parse_address(host, name)
     if address.version != 6:
         raise invalid(name, f"{shown(text)}: brackets are for IPv6 addresses")
-    return str(address)
+    return str(unmapped(address))
 
 
 def _host(host: str, name: str) -> str:

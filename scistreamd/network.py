@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from scistreamd.errors import Code, ScistreamError, invalid
-from scistreamd.model import IPAddress, IPNetwork, shown
+from scistreamd.model import IPAddress, IPNetwork, shown, unmapped
 
 if TYPE_CHECKING:
     from pyroute2 import IPRoute
@@ -23,7 +23,7 @@ _NO_ROUTE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errn
 
 def _lookup(host: str) -> list[IPAddress]:
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    return [ipaddress.ip_address(str(sockaddr[0]).partition("%")[0]) for *_, sockaddr in found]
+    return [unmapped(ipaddress.ip_address(str(sockaddr[0]).partition("%")[0])) for *_, sockaddr in found]
 
 
 class HostNetwork:

@@ -69,6 +69,11 @@ class Reach:
     ports: PortRange = ALL_PORTS
     everything: bool = False
 
+    @property
+    def is_lan(self) -> bool:
+        """Whether the gateway's `lan` says which."""
+        return self.network is None and not self.everything
+
     def covers(self, endpoint: Endpoint, lan: Sequence[IPNetwork]) -> bool:
         """Whether the endpoint is among them."""
         if endpoint.port not in self.ports:

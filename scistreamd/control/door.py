@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from scistreamd.control.limits import Limits
-from scistreamd.model import Caller, IPAddress
+from scistreamd.model import Caller, IPAddress, unmapped
 
 log = logging.getLogger("scistreamd.control")
 
@@ -198,9 +198,7 @@ def _caller(connection: socket.socket) -> Caller:
 
 
 def _address(text: str) -> IPAddress:
-    address = ipaddress.ip_address(text.partition("%")[0])
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return mapped or address
+    return unmapped(ipaddress.ip_address(text.partition("%")[0]))
 
 
 def _keep_alive(connection: socket.socket) -> None:

@@ -101,6 +101,8 @@ stream {{
     proxy_half_close on;
     proxy_connect_timeout {tuning.connect_seconds}s;
     proxy_socket_keepalive on;
+    limit_conn_zone $hostname zone=streams:32k;
+    limit_conn_log_level notice;
 {_tls(plan, places)}
     server {{
         listen {_unix(places, READY_SOCKET)};
@@ -152,9 +154,11 @@ def _servers(plan: Plan, index: int) -> str:
     if answers(plan):
         to = f"$to{index}"
         text += f"    map $ssl_server_name {to} {{\n        default t{index};\n        {ANSWER_NAME} answer;\n    }}\n"
-    text += _server(f"{_address(bind)}{ssl} {keepalive} backlog={tuning.connections}", to, _allow(bind))
+    # One count for all listeners and workers; who is one too many is turned away before TLS.
+    more = f"        limit_conn streams {tuning.connections};\n" + _allow(bind)
+    text += _server(f"{_address(bind)}{ssl} {keepalive} backlog={tuning.connections}", to, more)
     if bind.udp:
-        text += _server(f"{_address(bind)} udp", f"t{index}", f"        proxy_timeout {UDP_IDLE};\n" + _allow(bind))
+        text += _server(f"{_address(bind)} udp", f"t{index}", f"        proxy_timeout {UDP_IDLE};\n" + more)
     return text
 
 

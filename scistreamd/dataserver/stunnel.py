@@ -32,6 +32,8 @@ CONFIG = "stunnel.conf"
 ANSWER_SCRIPT = "answer.sh"
 # The script's path is in the environment, for Stunnel splits arguments at spaces and knows no quotes.
 _SCRIPT_VARIABLE = "SCISTREAM_ANSWER"
+# Read by the library: Stunnel itself knows no limit but that of its open files.
+_CONNECTIONS_VARIABLE = "SCISTREAM_CONNECTIONS"
 # SHA-1 first: about 1.4 times the throughput of SHA-384, which a 1.2 peer would prefer; HMAC-SHA-1 is not broken.
 PSK_CIPHERS = "ECDHE-PSK-NULL-SHA:ECDHE-PSK-NULL-SHA256:ECDHE-PSK-NULL-SHA384:aPSK+eNULL"
 
@@ -56,7 +58,7 @@ class Stunnel:
         text = "\n".join([_global(plan), security, *services, *answering])
         return Program(
             argv=("stunnel", str(places.config / CONFIG)),
-            environment={_SCRIPT_VARIABLE: str(places.config / ANSWER_SCRIPT)} if answers(plan) else {},
+            environment=_environment(plan, places),
             config={CONFIG: text, ANSWER_SCRIPT: _SCRIPT} if answers(plan) else {CONFIG: text},
             ready=LogSays(f"Service [{_name(plan, len(services) - 1)}] (FD="),
             reload_signal=signal.SIGHUP,
@@ -65,6 +67,11 @@ class Stunnel:
             routine=(" LOG5[", " LOG6["),
             library=self.library,
         )
+
+
+def _environment(plan: Plan, places: Places) -> dict[str, str]:
+    script = {_SCRIPT_VARIABLE: str(places.config / ANSWER_SCRIPT)} if answers(plan) else {}
+    return {_CONNECTIONS_VARIABLE: str(plan.tuning.connections), **script}
 
 
 def _name(plan: Plan, index: int) -> str:

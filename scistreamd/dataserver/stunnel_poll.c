@@ -8,12 +8,62 @@
  *   the last record. It is never reported: POLLIN is, with it, and the read that returns 0 is the true end.
  *
  * To go when Stunnel does neither (https://github.com/mtrojnar/stunnel/pull/23 is about the first).
+ *
+ * And accept4(2) and close(2), for a limit of connections at a time, which Stunnel has no option for: with as many open
+ * as SCISTREAM_CONNECTIONS says, one more is closed at once. Stunnel takes ECONNABORTED for a client that went away.
  */
 #define _GNU_SOURCE
+#include <errno.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdatomic.h>
+#include <stdlib.h>
 #include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
+
+#define MOST_FILES 65536
+
+static atomic_long connections;
+static atomic_bool is_connection[MOST_FILES];
+
+/* 0: no limit. */
+static long limit(void)
+{
+    const char *text = getenv("SCISTREAM_CONNECTIONS");
+
+    return text ? atol(text) : 0;
+}
+
+int accept4(int listener, struct sockaddr *address, socklen_t *length, int flags)
+{
+    const int fd = (int)syscall(SYS_accept4, listener, address, length, flags);
+
+    if (fd < 0 || fd >= MOST_FILES || limit() <= 0)
+        return fd;
+    if (atomic_fetch_add(&connections, 1) >= limit()) {
+        atomic_fetch_sub(&connections, 1);
+        syscall(SYS_close, fd);
+        errno = ECONNABORTED;
+        return -1;
+    }
+    atomic_store(&is_connection[fd], 1);
+    return fd;
+}
+
+int accept(int listener, struct sockaddr *address, socklen_t *length)
+{
+    return accept4(listener, address, length, 0);
+}
+
+int close(int fd)
+{
+    if (fd >= 0 && fd < MOST_FILES && atomic_exchange(&is_connection[fd], 0))
+        atomic_fetch_sub(&connections, 1);
+    return (int)syscall(SYS_close, fd);
+}
 
 static int has_unread(int fd)
 {

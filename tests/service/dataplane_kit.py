@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
 from scistreamd.dataserver import DATA_SERVERS, parse_type
-from scistreamd.interfaces import Bind, Held, Plan, PortsBusy, Program, Told
+from scistreamd.interfaces import Bind, Held, Plan, PortsBusy, Program, Told, Tuning
 from scistreamd.keys import TunnelKeys
 from scistreamd.model import Endpoint, Role, Security, Uid
 from scistreamd.process import ProcessLauncher
@@ -53,7 +53,14 @@ class Gateway:
     """One side of a tunnel: a data server that the process launcher runs."""
 
     def __init__(
-        self, held: Held, binds: tuple[Bind, ...], kind: str, role: Role, security: Security, uid: Uid
+        self,
+        held: Held,
+        binds: tuple[Bind, ...],
+        kind: str,
+        role: Role,
+        security: Security,
+        uid: Uid,
+        tuning: Tuning,
     ) -> None:
         self.held = held
         self.binds = binds
@@ -61,13 +68,14 @@ class Gateway:
         self._server = parse_type(kind).server
         self._what = role, security
         self._uid = uid
+        self._tuning = tuning
         self._generation = 0
 
     def render(self, *targets: Endpoint | tuple[Endpoint, ...]) -> Program:
         """The program of the next generation."""
         self._generation += 1
         each = tuple(target if isinstance(target, tuple) else (target,) for target in targets)
-        plan = Plan("0123456789ab", *self._what, self.binds, each, self._generation)
+        plan = Plan("0123456789ab", *self._what, self.binds, each, self._generation, self._tuning)
         return self._server.render(plan, self.held.places)
 
     async def serve(self, *targets: Endpoint | tuple[Endpoint, ...]) -> None:
@@ -93,11 +101,12 @@ class Field:
         security: Security = Security.TLS,
         address: str = "127.0.0.1",
         udp: bool = False,
+        tuning: Tuning | None = None,
     ) -> Gateway:
         """A data server that serves, with one listener for each target."""
         held, binds = await self._hold(len(targets), address, udp)
         self.stack.push_async_callback(held.close)
-        made = Gateway(held, binds, kind, role, security, uid)
+        made = Gateway(held, binds, kind, role, security, uid, tuning or Tuning())
         await made.serve(*targets)
         return made
 

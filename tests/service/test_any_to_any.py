@@ -17,7 +17,7 @@ import pytest_asyncio
 
 from scistreamd import sockets
 from scistreamd.errors import Code, ScistreamError
-from scistreamd.interfaces import Bind
+from scistreamd.interfaces import Bind, Tuning
 from scistreamd.keys import TunnelKeys
 from scistreamd.model import Endpoint, Role, Security, Uid
 from scistreamd.process import ProcessLauncher
@@ -282,6 +282,40 @@ async def dropped(by: Endpoint, greeting: bytes) -> None:
         writer.write(greeting)
         with contextlib.suppress(ConnectionError):
             await reader.read()
+
+
+@pytest.mark.parametrize("role", Role)
+@pytest.mark.parametrize("kind", TYPES)
+async def test_no_more_connections_at_a_time_than_the_tunnel_may_have(scene: Field, kind: str, role: Role) -> None:
+    came = 0
+
+    async def counting(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal came
+        came += 1
+        await echo(reader, writer)
+
+    two, uid = Tuning(connections=2), Uid.random()
+    target = await scene.application(counting)
+    inbound = await scene.gateway(kind, Role.PROD, target, uid=uid, tuning=two if role is Role.PROD else None)
+    outbound = await scene.gateway(
+        kind, Role.CONS, *inbound.listeners, uid=uid, tuning=two if role is Role.CONS else None
+    )
+    [listener] = outbound.listeners
+    async with contextlib.AsyncExitStack() as last, contextlib.AsyncExitStack() as streams:
+        for _ in range(2):
+            reader, writer = await streams.enter_async_context(connected(listener))
+            writer.write(b"here")
+            assert await reader.readexactly(4) == b"here"
+        reader, writer = await last.enter_async_context(connected(listener))
+        writer.write(b"one too many")
+        # HAProxy lets it wait, the others turn it away.
+        with contextlib.suppress(asyncio.TimeoutError, ConnectionError):
+            await asyncio.wait_for(reader.read(1), 0.3)
+        assert came == 2
+    deadline = asyncio.get_running_loop().time() + 20
+    while not await answers(listener):
+        assert asyncio.get_running_loop().time() < deadline
+        await asyncio.sleep(0.05)
 
 
 def test_inherited_sockets_do_not_block() -> None:

@@ -16,7 +16,7 @@ from scistreamd.identity import Challenge, Credentials, Identity
 from scistreamd.model import Caller, Endpoint, IPAddress, Role, Security, Target
 from scistreamd.network import HostNetwork
 from scistreamd.rulefile import join, parse, parse_some
-from scistreamd.rules import DEFAULT, Question
+from scistreamd.rules import Question
 
 LOOPBACK = ipaddress.ip_address("127.0.0.1")
 
@@ -67,22 +67,71 @@ async def test_a_gateway_in_the_open_forwards_to_other_hosts_only(network: HostN
     assert [str(each) for one in fine for each in one] == ["198.51.100.7:1", "[2001:db8::7]:2"]
 
 
-async def test_who_dials_from_the_gateway_itself_reaches_its_addresses_but_not_loopback() -> None:
-    own = ipaddress.ip_address("192.0.2.53")
+OWN = ipaddress.ip_address("192.0.2.53")
+
+
+@pytest.fixture
+def host() -> Iterator[HostNetwork]:
+    """This host as if it had the address OWN too."""
 
     class Host(HostNetwork):
         async def local(self, addresses: Set[IPAddress]) -> frozenset[IPAddress]:
-            return frozenset(addresses & {own}) | await super().local(addresses)
+            return frozenset(addresses & {OWN}) | await super().local(addresses)
 
-    host, settings = Host(5), Settings(lan=(ipaddress.ip_network("192.0.2.0/24"),))
-    here, elsewhere = Caller("gRPC", peer=own), Caller("gRPC", peer=ipaddress.ip_address("198.51.100.7"))
-    gate = Gate(settings, host)
-    assert await addresses(gate, f"{own}:5300", role=Role.PROD, caller=here) == ((Endpoint(own, 5300),),)
-    for target, caller in ((f"{own}:5300", elsewhere), (f"{own}:5300", CALLER), ("127.0.0.1:5300", here)):
+    made = Host(5)
+    yield made
+    made.close()
+
+
+NEAR = Settings(lan=(ipaddress.ip_network("192.0.2.0/24"),))
+HERE = Caller("gRPC", peer=OWN, reached=OWN)
+
+
+@pytest.mark.parametrize("role", Role)
+@pytest.mark.parametrize("target", [f"{OWN}:5300", f"[::ffff:{OWN}]:5300"])
+async def test_the_gateway_itself_is_no_target_whoever_asks(host: HostNetwork, role: Role, target: str) -> None:
+    gate = Gate(NEAR, host)
+    elsewhere = Caller("gRPC", peer=ipaddress.ip_address("198.51.100.7"), reached=OWN)
+    for caller in (HERE, elsewhere, CALLER, replace(CALLER, peer=None, user=0)):
+        refused = await refusal(gate, target, role=role, caller=caller)
+        assert refused.code is Code.PERMISSION_DENIED
+        assert "gateway itself" in refused.message
+
+
+async def test_s2cs_without_options_takes_the_address_that_its_own_host_dials(host: HostNetwork) -> None:
+    """SciStream's example for containers has client, gateway and application on one host."""
+    gate = Gate(NEAR, host)
+    gate.for_own_host = True
+    gate.control_ports = frozenset({5000})
+    assert await addresses(gate, f"{OWN}:5300", role=Role.PROD, caller=HERE) == ((Endpoint(OWN, 5300),),)
+    elsewhere = Caller("gRPC", peer=ipaddress.ip_address("198.51.100.7"), reached=OWN)
+    by_loopback = replace(CALLER, reached=LOOPBACK)
+    other_door = replace(HERE, reached=ipaddress.ip_address("192.0.2.54"))
+    for target, caller in (
+        *((f"{OWN}:5300", caller) for caller in (elsewhere, by_loopback, other_door)),
+        *((f"{OWN}:{port}", HERE) for port in (5000, 5100, 5200)),  # the gateway's own ports
+        ("127.0.0.1:5300", HERE),
+        ("169.254.169.254:80", HERE),
+    ):
         assert (await refusal(gate, target, role=Role.PROD, caller=caller)).code is Code.PERMISSION_DENIED
-    ruled = Gate(replace(settings, policy=(DEFAULT,)), host)
-    assert "gateway itself" in (await refusal(ruled, f"{own}:5300", role=Role.PROD, caller=here)).message
-    host.close()
+
+
+async def test_lan_opens_what_it_names_alone(host: HostNetwork) -> None:
+    named = Settings(lan=(ipaddress.ip_network(f"{OWN}/32"), ipaddress.ip_network("127.0.0.0/8")))
+    for settings in (named, replace(named, policy=join((), parse([{"anonymous": True, "targets": ["lan:5300"]}])))):
+        gate = Gate(settings, host)
+        for target in (f"{OWN}:5300", "127.0.0.1:5300"):
+            assert await addresses(gate, target, role=Role.PROD)
+    assert (await refusal(Gate(named, host), f"{OWN}:5300", role=Role.CONS)).code is Code.PERMISSION_DENIED
+    assert (await refusal(Gate(NEAR, host), f"{OWN}:5300", role=Role.PROD)).code is Code.PERMISSION_DENIED
+
+
+async def test_an_address_in_other_clothes_is_judged_as_what_it_is(network: HostNetwork) -> None:
+    rules = [{"effect": "deny", "anonymous": True, "targets": ["10.9.0.0/16"]}, {"anonymous": True, "targets": ["any"]}]
+    gate = Gate(Settings(policy=join((), parse(rules))), network)
+    assert (await refusal(gate, "[::ffff:10.9.0.5]:80")).code is Code.PERMISSION_DENIED
+    [found] = await addresses(gate, "[::ffff:10.8.0.5]:80")
+    assert [str(each) for each in found] == ["10.8.0.5:80"]
 
 
 async def test_local_is_what_the_kernel_delivers_here(network: HostNetwork) -> None:

@@ -223,18 +223,25 @@ def section(image: Image) -> subprocess.CompletedProcess[str]:
     return image.run(entry, *words[words.index("castroflaviojr/scistream:1.2.1") + 1 :])
 
 
-@pytest.mark.parametrize("kind", ["Haproxy", "Nginx", "Stunnel"])
-def test_the_line_of_section_8_8_and_a_stream(image: Image, kind: str) -> None:
-    """Both gateways, the client and the applications on one host: a tunnel, its other end, and what goes through."""
-    with s2cs(image, 1, f"--listener-ip={ADDRESS}", f"--type={kind}") as pid:
+@pytest.mark.parametrize(
+    ("kind", "where"),
+    [("Haproxy", ()), ("Nginx", ()), ("Stunnel", (f"--listener-ip={ADDRESS}", f"--lan={ADDRESS}/32"))],
+)
+def test_the_line_of_section_8_8_and_a_stream(image: Image, kind: str, where: tuple[str, ...]) -> None:
+    """Both gateways, the client and the applications on one host: a tunnel, its other end, and what goes through.
+
+    A gateway that was given an address needs to be told that its own one may be a target.
+    """
+    with s2cs(image, 1, f"--type={kind}", *where) as pid:
         made = section(image)
         assert made.returncode == 0, made.stderr
         uid = made.stdout.splitlines()[1].split()[0]
         listener = re.search(r"Listeners: \['(.*)'\]", made.stdout)
         assert listener is not None
         assert listener[1].startswith(f"{ADDRESS}:51")
-        with s2cs(image, 2, "--listener-ip=127.0.0.2", f"--type={kind}", "--port-range=5400-5409"):
-            asked = ["outbound-request", "--s2cs", "127.0.0.2:5000", "--server_cert=/scistream/server.crt"]
+        other = ("--listener-ip=127.0.0.2", "--port=5001", "--port-range=5400-5409")
+        with s2cs(image, 2, f"--type={kind}", *other):
+            asked = ["outbound-request", "--s2cs", "127.0.0.2:5001", "--server_cert=/scistream/server.crt"]
             opened = image.run("s2uc", *asked, uid, listener[1])
             assert opened.returncode == 0, opened.stderr
             local = re.search(r"Listeners: \['(.*)'\]", opened.stdout)
