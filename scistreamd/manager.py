@@ -8,10 +8,8 @@ is reached through `interfaces` alone.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 from scistreamd.config import Settings
 from scistreamd.course import Course
@@ -44,9 +42,6 @@ from scistreamd.reservations import Reservations
 from scistreamd.restoring import Restoring
 from scistreamd.rights import Rights
 from scistreamd.tunnel import Tunnel
-
-_T = TypeVar("_T")
-_log = logging.getLogger("scistreamd.manager")
 
 
 class Manager:
