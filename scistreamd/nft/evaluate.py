@@ -20,19 +20,12 @@ from scistreamd.nft.facts import Tracking
 from scistreamd.nft.packet import Arrival, Bytes, Known, State, merged
 from scistreamd.nft.ruleset import (
     Chain,
-    Ct,
     Elsewhither,
-    Expression,
     Hook,
-    Load,
-    Nat,
     Reject,
-    Remember,
     Rule,
     Ruleset,
-    SetCt,
     Table,
-    Test,
     Verdict,
 )
 from scistreamd.nft.spans import Spans
@@ -155,27 +148,13 @@ def _is_ingress(table: Table, chain: Chain, device: str) -> bool:
     )
 
 
-def _tracks(expressions: Iterable[Expression]) -> bool:
-    for each in expressions:
-        if isinstance(each, Nat | SetCt) or (isinstance(each, Load) and isinstance(each.source, Ct)):
-            return True
-        if isinstance(each, Test | Remember) and _tracks(each.all if isinstance(each, Test) else each.parts):
-            return True
-    return False
-
-
 def _ordered(ruleset: Ruleset, wanted: Callable[[Table, Chain], bool], hook: Hook) -> Iterator[Sequence[_Stop]]:
     found: list[tuple[int, int, int, _Stop]] = []
-    tracks = any(
-        _tracks(rule.expressions)
-        for table in ruleset.tables
-        for chain in table.chains.values()
-        for rule in chain.rules
-        if wanted(table, chain)
-    )
+    tracks = any(wanted(table, table.chains[name]) for table in ruleset.tables for name in table.tracking)
     for table in ruleset.tables:
         for chain in table.chains.values() if not table.dormant else ():
-            if chain.base is None or chain.base.hook is not hook or not wanted(table, chain):
+            deciding = chain.base is not None and chain.base.hook is hook and chain.name in table.deciding
+            if chain.base is None or not deciding or not wanted(table, chain):
                 continue
             nat = chain.base.kind == "nat"
             place = (_NAT_DST if hook is Hook.PREROUTING else _NAT_SRC) if nat else chain.base.priority

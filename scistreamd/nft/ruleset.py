@@ -381,6 +381,47 @@ class Table:
     chains: Mapping[str, Chain] = field(default_factory=dict)
     sets: Mapping[str, NftSet] = field(default_factory=dict)
 
+    @cached_property
+    def deciding(self) -> frozenset[str]:
+        """The base chains that may do something to a packet; the others count, log and let everything pass."""
+        return frozenset(
+            name for name, chain in self.chains.items() if chain.base and not self._passes_all(chain, frozenset())
+        )
+
+    @cached_property
+    def tracking(self) -> frozenset[str]:
+        """The chains with a rule for which the kernel tracks connections."""
+        return frozenset(
+            name
+            for name, chain in self.chains.items()
+            if any(_tracks(each) for rule in chain.rules for each in rule.expressions)
+        )
+
+    def _passes_all(self, chain: Chain, above: frozenset[str]) -> bool:
+        return chain.policy == "accept" and all(
+            self._lets_pass(each, above | {chain.name}) for rule in chain.rules for each in rule.expressions
+        )
+
+    def _lets_pass(self, each: Expression, above: frozenset[str]) -> bool:
+        if isinstance(each, Lookup):
+            return each.target != VERDICT_WORD
+        if not isinstance(each, Decide):
+            return isinstance(each, _HARMLESS)
+        if each.verdict.kind not in ("jump", "goto"):
+            return each.verdict.kind in ("accept", "continue", "return")
+        below = self.chains.get(each.verdict.chain)
+        return below is not None and below.name not in above and self._passes_all(below, above)
+
+
+# What changes neither the packet, nor its way, nor a set. Test holds conditions alone.
+_HARMLESS = (Load, Immediate, Bitwise, Byteorder, Compare, Among, Passed, Limited, Test, Maybe)
+
+
+def _tracks(each: Expression) -> bool:
+    if isinstance(each, Nat | SetCt) or (isinstance(each, Load) and isinstance(each.source, Ct)):
+        return True
+    return isinstance(each, Test | Remember) and any(map(_tracks, each.all if isinstance(each, Test) else each.parts))
+
 
 @dataclass(frozen=True)
 class Ruleset:
@@ -394,7 +435,7 @@ class Ruleset:
 
     @property
     def filters(self) -> bool:
-        """Whether anything in it, or unseen, is on the way of a packet for this host."""
+        """Whether anything in it, or unseen, may do something to a packet for this host."""
         hooks = (Hook.INGRESS, Hook.PREROUTING, Hook.INPUT)
-        chains = (chain for table in self.tables for chain in table.chains.values())
-        return bool(self.unseen) or any(chain.base is not None and chain.base.hook in hooks for chain in chains)
+        bases = (table.chains[name].base for table in self.tables for name in table.deciding)
+        return bool(self.unseen) or any(base is not None and base.hook in hooks for base in bases)
