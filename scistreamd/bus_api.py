@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from scistreamd import bus_options, bus_view, introspection, names, options
@@ -250,7 +250,36 @@ class BusApi:
         text, given = call.body
         trail.asked = True
         drain = bus_options.drain(given)
-        return await self._end(call, trail, self._tunnels.find(text), drain)
+        try:
+            uid = Uid.parse(text)
+        except ScistreamError:
+            tunnel_id = self._tunnels.find(text)
+        else:
+            tunnel_id = await self._found_by_uid(call, trail, uid)
+        return await self._end(call, trail, tunnel_id, drain)
+
+    async def _found_by_uid(self, call: Call, trail: Trail, uid: Uid) -> str:
+        """The id of the tunnel of a UID, for who may end it; for others as if there were none, by the same steps.
+
+        Nobody is asked for a password on this way: who would be names it by its id, which is public.
+        """
+        trail.tunnel = uid.id
+        caller = await self._caller(call, trail)
+        view = next((each for each in self._tunnels.tunnels() if each.id == uid.id), None)
+        try:
+            if view is None or view.principal != caller.principal:
+                await self._gate.authorize(replace(caller, interactive=False), Verb.RELEASE, "")
+        except ScistreamError as problem:
+            if problem.code is not Code.PERMISSION_DENIED:
+                raise
+            view = None
+        if view is None:
+            raise ScistreamError(
+                Code.NOT_FOUND,
+                "uid: no such tunnel on this gateway",
+                "it was never made here, or has ended; that of somebody else is named by its id",
+            )
+        return view.id
 
     async def _get_tunnel(self, call: Call, trail: Trail) -> tuple[Any, ...]:
         return (names.tunnel_path(self._tunnels.find(call.body[0])),)

@@ -10,6 +10,7 @@ import pwd
 import re
 import shutil
 import tempfile
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,6 +147,24 @@ async def test_a_member_has_tunnels_of_its_own_and_no_others(scene: Scene) -> No
     for verb, outcome in (await scene.change(MEMBER, own)).items():
         assert re.fullmatch(r's "[0-9a-f-]{36}"' if verb == "reveal" else "", outcome), outcome
     assert denied(await scene.call(MEMBER, names.ROOT, names.MANAGER, "Reload"), "reload")
+
+
+async def test_the_uid_of_another_is_as_one_of_nobody(scene: Scene) -> None:
+    async def released(user: int, uid: str) -> str:
+        return await scene.call(user, names.ROOT, names.MANAGER, "Release", "sa{sv}", uid, "0")
+
+    async def uid_of(user: int) -> str:
+        found = re.search(r"[0-9a-f-]{36}", await scene.call(user, await scene.created(user), names.TUNNEL, "GetUid"))
+        assert found
+        return found[0]
+
+    roots, own, unknown = await uid_of(ROOT), await uid_of(MEMBER), str(uuid.uuid4())
+    for user in (MEMBER, NOBODY):
+        assert "no such tunnel" in await released(user, unknown)
+        assert await released(user, roots) == await released(user, unknown)
+    assert "no such tunnel" in await released(NOBODY, own)
+    assert await released(MEMBER, own) == ""
+    assert await released(ROOT, roots) == ""
 
 
 async def test_nobody_reads_and_changes_nothing(scene: Scene) -> None:
