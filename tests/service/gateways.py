@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -190,9 +189,3 @@ async def say(endpoint: str, line: bytes = b"hello\n") -> bytes:
         writer.close()
         with contextlib.suppress(ConnectionError):
             await writer.wait_closed()
-
-
-def memory_places() -> list[Path]:
-    """Runtime directories of s2cs that exist now."""
-    bases = {"/dev/shm", "/run", "/tmp", os.environ.get("XDG_RUNTIME_DIR", "/run")}
-    return [path for base in bases for path in Path(base).glob("scistream-s2cs-*")]

@@ -7,13 +7,16 @@ import contextlib
 import random
 import signal
 import socket
+import tempfile
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
 import grpc
 import pytest
 
+from scistreamd import runtime
 from scistreamd.model import Uid
 from tests.service.gateways import (
     BIN,
@@ -22,7 +25,6 @@ from tests.service.gateways import (
     application,
     encode,
     gateway,
-    memory_places,
     run,
     s2uc,
     say,
@@ -208,23 +210,36 @@ async def test_bad_input_gets_its_status_names_its_field_and_leaves_no_trace(tmp
         assert await status_of(caller.release(uid)) is grpc.StatusCode.NOT_FOUND
 
 
-async def test_it_ends_all_on_sigterm_and_in_time(tmp_path: Path) -> None:
-    before = set(memory_places())
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where the gateways of this test alone have their runtime directories."""
+    with tempfile.TemporaryDirectory(dir=runtime._base()) as own:
+        Path(own).chmod(0o711)  # data servers of root run as users of their own, and pass through
+        for name in ("RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR", "TMPDIR"):
+            monkeypatch.setenv(name, own)
+        yield Path(own)
+
+
+def places(memory: Path) -> set[Path]:
+    return set(memory.iterdir())
+
+
+async def test_it_ends_all_on_sigterm_and_in_time(tmp_path: Path, memory: Path) -> None:
     async with gateway(tmp_path, "127.0.0.2", "--port-range=26300-26309") as here, here.channel() as channel:
         uid = str(uuid.uuid4())
         await Deployed(channel).request(uid, "PROD", 1, ["127.0.0.1:26399"])
         await Deployed(channel).update(uid, ["127.0.0.1:26399"], "PROD")
         assert here.children()
+        assert len(places(memory)) == 1
         waiting = asyncio.ensure_future(Deployed(channel).call("req", {1: str(uuid.uuid4()), 2: "PROD", 3: 1}))
         await asyncio.sleep(0.3)
         here.process.send_signal(signal.SIGTERM)
         assert await status_of(waiting) is grpc.StatusCode.UNAVAILABLE
         assert await asyncio.wait_for(here.process.wait(), 10) == 0
-    assert set(memory_places()) <= before
+    assert not places(memory)
 
 
-async def test_what_a_killed_one_leaves_is_cleared_by_the_next(tmp_path: Path) -> None:
-    others = set(memory_places())
+async def test_what_a_killed_one_leaves_is_cleared_by_the_next(tmp_path: Path, memory: Path) -> None:
     with contextlib.suppress(AssertionError):  # its exit status is not 0
         async with gateway(tmp_path, "127.0.0.2", "--port-range=26300-26309") as here, here.channel() as channel:
             uid = str(uuid.uuid4())
@@ -232,10 +247,9 @@ async def test_what_a_killed_one_leaves_is_cleared_by_the_next(tmp_path: Path) -
             await Deployed(channel).update(uid, ["127.0.0.1:26399"], "PROD")
             here.process.kill()
             await here.process.wait()
-    left = set(memory_places()) - others
-    assert left
+    [left] = places(memory)
     async with gateway(tmp_path, "127.0.0.2", "--port-range=26300-26309"):
-        assert not left & set(memory_places())
+        assert left not in places(memory)
 
 
 @pytest.mark.parametrize(
