@@ -393,6 +393,9 @@ class Store(Protocol):
     def load(self) -> list[Record]:
         """All of them, the oldest first."""
 
+    def count(self) -> int:
+        """How many there are, by a look at where they are kept."""
+
 
 class Authenticator(Protocol):
     """One way to prove to the control port who one is."""

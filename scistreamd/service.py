@@ -127,7 +127,7 @@ class Service:
     # Watchdog
 
     async def _show_life(self, interval: float) -> None:
-        """Tell the watchdog that we live, each time only after a round trip through the event loop and the manager."""
+        """Tell the watchdog that we live, each time only after a round trip through event loop, manager and store."""
         near, far = socket.socketpair()
         with near, far:
             near.setblocking(False)
@@ -138,12 +138,12 @@ class Service:
                 await asyncio.sleep(interval)
 
     async def _round_trip(self, near: socket.socket, far: socket.socket) -> None:
-        """What a caller's bytes do: in by the event loop's selector, through the manager, and back."""
+        """What a caller's bytes do: in by the event loop's selector, through manager and store, and back."""
         loop = asyncio.get_running_loop()
         await loop.sock_sendall(near, b"?")
         await loop.sock_recv(far, 1)
-        await loop.sock_sendall(far, str(len(self._gateway.manager.tunnels())).encode())
-        await loop.sock_recv(near, 16)
+        await loop.sock_sendall(far, str(self._gateway.manager.pulse()).encode())
+        await loop.sock_recv(near, 64)
 
     # Reload
 

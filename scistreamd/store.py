@@ -84,6 +84,10 @@ class FileStore:
             found.append(record)
         return sorted(found, key=lambda record: record.created)
 
+    def count(self) -> int:
+        """How many records the directory holds, readable or not."""
+        return sum(1 for _ in self._directory.glob(f"*{_SUFFIX}"))
+
     def _mark(self, tunnel_id: str, *, ended: bool) -> None:
         mark = self._ended / tunnel_id
         if ended:

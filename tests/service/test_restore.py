@@ -7,6 +7,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import stat
 import time
 from collections.abc import AsyncIterator, Collection, Sequence
@@ -117,6 +118,10 @@ async def test_a_running_tunnel_is_adopted_and_ends_as_ever(tmp_path: Path) -> N
         assert second.free_ports == len(RANGE) - 1
         other = await make(second)
         assert second.view(other.id).listeners[0].port == 26201
+        assert second.pulse() == (2, 2)
+        shutil.move(tmp_path / "tunnels" / f"{other.id}.json", tmp_path)
+        assert second.pulse() == (2, 1)  # it looks
+        shutil.move(tmp_path / f"{other.id}.json", tmp_path / "tunnels")
         await second.retarget(grant(Verb.UPDATE), uid.id, (TARGET,))
         for each in (uid, other):
             await second.end(grant(Verb.RELEASE), each.id, 0)
