@@ -29,6 +29,12 @@ from scistreamd.throttle import Throttle
 _REMEMBERED = 4096
 # What counts as a failure of who is known: trying what is not theirs.
 _TRYING = (Code.PERMISSION_DENIED, Code.NOT_FOUND)
+# What callers do to prove who they are, by the scheme of the challenge.
+_PROOFS = {
+    "token": "bring a token of its operator (s2uc --token-file)",
+    "oauth2": "log in (s2uc login)",
+    "mtls": "show a client certificate (s2uc --client-cert)",
+}
 
 
 class Verb(enum.Enum):
@@ -149,7 +155,12 @@ class Gate:
                 continue
             if identity is not None:
                 return identity
-        raise unavailable or self._unauthenticated("these credentials are not valid here", "log in again: s2uc login")
+        raise unavailable or self._unauthenticated("these credentials are not valid here", self._proofs())
+
+    def _proofs(self) -> str:
+        """What callers can do, by the ways that are configured."""
+        schemes = {each.challenge.scheme for each in self._authenticators}
+        return ", or ".join(proof for scheme, proof in _PROOFS.items() if scheme in schemes)
 
     def _unauthenticated(self, message: str, hint: str) -> ScistreamError:
         # Two may ask for the same, as those of one provider do.
@@ -163,13 +174,14 @@ class Gate:
         else on loopback alone, and nowhere where there is a way to prove it.
         """
         if self._authenticators and caller.identity is None and self._settings.require_auth:
-            raise self._unauthenticated("this gateway wants to know who asks", "log in first: s2uc login")
+            raise self._unauthenticated("this gateway wants to know who asks", self._proofs())
         here = caller.peer is None or caller.peer.is_loopback
         if self._settings.require_auth and caller.identity is None and not here:
             raise ScistreamError(
                 Code.UNAUTHENTICATED,
                 "this gateway has no authentication configured, so it serves its own host alone",
-                "the operator may open it to every host: require_auth = false in scistreamd.toml",
+                "the operator sets up how callers prove who they are, by [auth.oauth2], [auth.tokens] or [auth.mtls] "
+                "in scistreamd.toml, or opens it to everybody: require_auth = false",
             )
         return Grant(caller, verb)
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 _PARAMETER = re.compile(r'([a-z_]{1,32})="([^"\\\x00-\x1f\x7f]{0,500})"', re.ASCII)
 _WORD = re.compile(r"[!-~]{1,500}", re.ASCII)
+# RFC 6749, 3.3: several scopes stand with spaces between them.
+_WORDS = re.compile(r"[!-~]+(?: [!-~]+)*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ def offers(challenges: Sequence[str]) -> list[Offer]:
             continue
         values = dict(_PARAMETER.findall(rest))
         named = [values.get(name, "") for name in ("issuer", "scope", "client_id", "audience")]
-        if named[0] and named[1] and all(not each or _WORD.fullmatch(each) for each in named):
+        one = all(not each or _WORD.fullmatch(each) for each in (named[0], *named[2:]))
+        if named[0] and one and _WORDS.fullmatch(named[1]):
             found.append(Offer(named[0].rstrip("/"), *named[1:]))
     return found

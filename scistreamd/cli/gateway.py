@@ -245,7 +245,7 @@ class Gateway:
             if refusal.code is not Code.UNAUTHENTICATED or self._tokens is None:
                 raise
             if self.token == sent:
-                token = await self._tokens.wanted(refusal.challenges, await self._certificate(), sent)
+                token = await self._tokens.wanted(refusal, await self._certificate(), sent)
                 if not token:
                     raise
                 self.token = token

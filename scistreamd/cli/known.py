@@ -3,7 +3,8 @@
 One JSON file, $XDG_STATE_HOME/scistream/known-gateways (XDG Base Directory
 Specification), for its owner alone. A gateway is told by the public key of its
 certificate (SHA-256 over SubjectPublicKeyInfo, RFC 5280, section 4.1.2.7), so that a renewed
-certificate with the same key is the same gateway.
+certificate with the same key is the same gateway. Beside them stands which login a gateway may be sent the token of,
+also for those that a file or the system's CAs vouch for.
 """
 
 from __future__ import annotations
@@ -61,6 +62,31 @@ class Known:
         return _colons(self.certificate)
 
 
+@dataclass(frozen=True)
+class Binding:
+    """The login that the user confirmed for a gateway, which is known by the SHA-256 of its public key.
+
+    ``certificate``: that of the whole certificate, by which it is recognised sooner.
+    """
+
+    key: str
+    certificate: str
+    issuer: str
+    scope: str
+
+    def fits(self, certificate: bytes) -> bool:
+        """Whether the certificate (DER) is of the gateway that the login was confirmed for."""
+        return _sha256(certificate) == self.certificate or Known.of(certificate).key == self.key
+
+
+@dataclass
+class _Content:
+    """What the file holds, by ``HOST:PORT``."""
+
+    gateways: dict[str, Known]
+    logins: dict[str, Binding]
+
+
 class KnownGateways:
     """The file. Every change is made under a lock, and whole."""
 
@@ -69,17 +95,7 @@ class KnownGateways:
 
     def all(self) -> dict[str, Known]:
         """``HOST:PORT`` to gateway; FAILED_PRECONDITION where the file cannot be read or is none of ours."""
-        try:
-            raw = json.loads(self.path.read_text("utf-8"))
-            if raw["version"] != _VERSION:
-                raise ValueError(f"version {raw['version']!r}")
-            return {str(name): Known(**entry) for name, entry in raw["gateways"].items()}
-        except FileNotFoundError:
-            return {}
-        except OSError as error:
-            raise _unusable(f"cannot read {self.path}: {error.strerror}") from None
-        except (ValueError, TypeError, KeyError, AttributeError) as problem:
-            raise _unusable(f"{self.path} is damaged: {problem}") from None
+        return self._read().gateways
 
     def get(self, address: Target) -> Known | None:
         """What is known of a gateway."""
@@ -87,17 +103,43 @@ class KnownGateways:
 
     def remember(self, address: Target, gateway: Known) -> None:
         """Trust it from now on, in place of what was known of it."""
-        with self._changed() as gateways:
-            gateways[str(address)] = gateway
+        with self._changed() as content:
+            content.gateways[str(address)] = gateway
 
     def forget(self, name: str) -> None:
-        """Know it no more; NOT_FOUND where it was not known."""
-        with self._changed() as gateways:
-            if gateways.pop(name, None) is None:
+        """Know it no more, nor the login that was confirmed for it; NOT_FOUND where it was not known."""
+        with self._changed() as content:
+            known, bound = content.gateways.pop(name, None), content.logins.pop(name, None)
+            if known is None and bound is None:
                 raise ScistreamError(Code.NOT_FOUND, f"no gateway {name} is known", "s2uc trust list shows them")
 
+    def logins(self) -> dict[str, Binding]:
+        """``HOST:PORT`` to the login that the user confirmed for the gateway; raises as `all`."""
+        return self._read().logins
+
+    def bind(self, address: Target, binding: Binding) -> None:
+        """Confirm a login for a gateway, in place of another."""
+        with self._changed() as content:
+            content.logins[str(address)] = binding
+
+    def _read(self) -> _Content:
+        try:
+            raw = json.loads(self.path.read_text("utf-8"))
+            if raw["version"] != _VERSION:
+                raise ValueError(f"version {raw['version']!r}")
+            return _Content(
+                {str(name): Known(**entry) for name, entry in raw["gateways"].items()},
+                {str(name): Binding(**entry) for name, entry in raw.get("logins", {}).items()},
+            )
+        except FileNotFoundError:
+            return _Content({}, {})
+        except OSError as error:
+            raise _unusable(f"cannot read {self.path}: {error.strerror}") from None
+        except (ValueError, TypeError, KeyError, AttributeError) as problem:
+            raise _unusable(f"{self.path} is damaged: {problem}") from None
+
     @contextlib.contextmanager
-    def _changed(self) -> Iterator[dict[str, Known]]:
+    def _changed(self) -> Iterator[_Content]:
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = os.open(self.path.with_name(f".{_FILE}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -105,10 +147,11 @@ class KnownGateways:
             raise _unusable(f"cannot write {self.path}: {error.strerror}") from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            gateways = self.all()
-            yield gateways
-            entries = {name: asdict(each) for name, each in sorted(gateways.items())}
-            text = json.dumps({"version": _VERSION, "gateways": entries}, indent=2)
+            content = self._read()
+            yield content
+            gateways = {name: asdict(each) for name, each in sorted(content.gateways.items())}
+            logins = {name: asdict(each) for name, each in sorted(content.logins.items())}
+            text = json.dumps({"version": _VERSION, "gateways": gateways, "logins": logins}, indent=2)
             files.write(self.path, f"{text}\n".encode(), 0o600, replace=True)
         finally:
             os.close(lock)

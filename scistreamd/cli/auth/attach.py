@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
+import shlex
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from scistreamd.cli.auth.store import Binding, Login, Store, full_scope, path_of
+from scistreamd.cli.auth.store import GLOBUS, Login, Store, full_scope, path_of
 from scistreamd.cli.challenges import Offer, offers
-from scistreamd.cli.known import Known, yes
+from scistreamd.cli.known import Binding, Known, KnownGateways, yes
 from scistreamd.cli.options import UsageError
 from scistreamd.errors import Code, ScistreamError, invalid
 from scistreamd.model import Target
@@ -46,25 +45,25 @@ class Tokens:
             return _content(self._file) if self._file else await self._usable(self._typed())
         if certificate is None or not _has_logins():
             return NO_TOKEN
-        binding = Store().binding(str(self._address))
-        if binding is None or not _is(binding, certificate):
+        binding = KnownGateways().logins().get(str(self._address))
+        if binding is None or not binding.fits(certificate):
             return NO_TOKEN
         login = Store().find(binding.scope, binding.issuer)
         return NO_TOKEN if login is None else await self._usable(login)
 
-    async def wanted(self, challenges: Sequence[str], certificate: bytes | None, sent: str) -> str:
+    async def wanted(self, refusal: ScistreamError, certificate: bytes | None, sent: str) -> str:
         """The token for a gateway that has refused ``sent`` and says what it wants; empty where there is none.
 
         Where the user has a login of that kind it is confirmed once, at a
         terminal, and bound to the gateway's key. Raises UNAUTHENTICATED with what to do.
         """
-        found = offers(challenges)
-        if not found or self._refused:
+        found = offers(refusal.challenges)
+        if not found or self._refused or self._file:
             return ""
         offer = found[0]
         login = Store().find(offer.scope, offer.issuer)
         if login is None or sent == login.access_token:
-            raise _log_in(offer, again=login is not None)
+            raise _log_in(offer, refusal, again=login is not None)
         if certificate is None:
             raise ScistreamError(
                 Code.UNAUTHENTICATED, f"{self._address} wants a token, and it is not sent in plaintext", "use TLS"
@@ -72,7 +71,7 @@ class Tokens:
         self._confirm(offer)
         token = await self._usable(login)
         shown = Known.of(certificate)
-        Store().bind(str(self._address), Binding(shown.key, shown.certificate, offer.issuer, offer.scope))
+        KnownGateways().bind(self._address, Binding(shown.key, shown.certificate, offer.issuer, offer.scope))
         return token
 
     def _confirm(self, offer: Offer) -> None:
@@ -80,7 +79,7 @@ class Tokens:
             raise ScistreamError(
                 Code.UNAUTHENTICATED,
                 f"{self._address} asks for the token of {offer.scope} at {offer.issuer}, and nobody confirmed that",
-                f"--scope {offer.scope} sends it",
+                f"{_option('scope', offer.scope)} sends it",
             )
         print(
             f"The gateway {self._address} asks for your login\n  at    {offer.issuer}\n  scope {offer.scope}",
@@ -97,7 +96,9 @@ class Tokens:
             login = store.find(full_scope(self._scope, self._issuer), self._issuer)
         if login is None:
             raise ScistreamError(
-                Code.UNAUTHENTICATED, f"no token stored for scope {self._scope}", f"s2uc login --scope {self._scope}"
+                Code.UNAUTHENTICATED,
+                f"no token stored for scope {self._scope}",
+                f"s2uc login {_option('scope', self._scope)}",
             )
         return login
 
@@ -106,9 +107,7 @@ class Tokens:
         if login.fresh(time.time()):
             return login.access_token
         if not login.refresh_token:
-            raise ScistreamError(
-                Code.UNAUTHENTICATED, f"the token for {login.scope} has expired", f"s2uc login --scope {login.name}"
-            )
+            raise ScistreamError(Code.UNAUTHENTICATED, f"the token for {login.scope} has expired", _again(login))
         return (await asyncio.to_thread(_renewed, login)).access_token
 
 
@@ -147,28 +146,37 @@ def _renewed(login: Login) -> Login:
         except ScistreamError as problem:
             if problem.code is Code.UNAUTHENTICATED:
                 store.keep(replace(now, access_token="", refresh_token=""))
-                hint = f"s2uc login --scope {now.name}"
                 raise ScistreamError(
-                    problem.code, f"the login for {now.scope} has ended: {problem.message}", hint
+                    problem.code, f"the login for {now.scope} has ended: {problem.message}", _again(now)
                 ) from None
             raise
         store.keep(made)
         return made
 
 
-def _is(binding: Binding, certificate: bytes) -> bool:
-    """Whether the certificate is of the gateway that the login was confirmed for."""
-    if hashlib.sha256(certificate).hexdigest() == binding.certificate:
-        return True
-    return Known.of(certificate).key == binding.key
-
-
-def _log_in(offer: Offer, *, again: bool) -> ScistreamError:
-    words = ["s2uc login", f"--scope {offer.scope}", f"--issuer {offer.issuer}"]
-    words += [f"--client-id {offer.client_id}"] if offer.client_id else []
-    words += [f"--audience {offer.audience}"] if offer.audience else []
+def _log_in(offer: Offer, refusal: ScistreamError, *, again: bool) -> ScistreamError:
+    words = ["s2uc login", _option("scope", offer.scope), _option("issuer", offer.issuer)]
+    words += [_option("client-id", offer.client_id)] if offer.client_id else []
+    words += [_option("audience", offer.audience)] if offer.audience else []
     words += ["--force"] if again else []
-    what = "does not take the token of this login" if again else "asks for a login"
+    login = f"scope {offer.scope} at {offer.issuer}"
+    if not again:
+        return ScistreamError(Code.UNAUTHENTICATED, f"the gateway asks for a login: {login}", " ".join(words))
+    # What a login does not mend, such as clocks that differ, has a hint of the gateway's own.
+    hint = " ".join(words) if "s2uc login" in refusal.hint else refusal.hint
     return ScistreamError(
-        Code.UNAUTHENTICATED, f"the gateway {what}: scope {offer.scope} at {offer.issuer}", " ".join(words)
+        Code.UNAUTHENTICATED, f"the gateway does not take the token of this login: {refusal.message} ({login})", hint
     )
+
+
+def _again(login: Login) -> str:
+    """The command that makes this login anew."""
+    words = ["s2uc login", _option("scope", login.name)]
+    words += [_option("issuer", login.issuer), _option("client-id", login.client_id)] if login.issuer != GLOBUS else []
+    words += [_option("audience", login.audience)] if login.audience else []
+    return " ".join(words)
+
+
+def _option(name: str, value: str) -> str:
+    # The value is a stranger's, and the line is made to be pasted into a shell.
+    return f"--{name} {shlex.quote(value)}"

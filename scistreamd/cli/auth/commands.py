@@ -8,8 +8,9 @@ from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
 from scistreamd.cli import output
-from scistreamd.cli.auth.store import GLOBUS, Binding, Login, Store, full_scope
+from scistreamd.cli.auth.store import GLOBUS, Login, Store, full_scope
 from scistreamd.cli.ctl import human
+from scistreamd.cli.known import KnownGateways
 from scistreamd.errors import Code, ScistreamError
 
 if TYPE_CHECKING:
@@ -70,19 +71,20 @@ def check_auth(options: Namespace) -> int:
     store = Store()
     found = _meant(store, options)
     if options.ip:
-        bindings = {_pair(each) for each in store.bindings(options.ip)}
-        found = [each for each in found if (each.issuer, each.scope) in bindings]
+        bound = _bound(options.ip)
+        found = [each for each in found if (each.issuer, each.scope) in bound]
     if not found:
         what = f" for {options.scope or options.ip}" if options.scope or options.ip else ""
         raise ScistreamError(Code.UNAUTHENTICATED, f"no token stored{what}", "s2uc login --scope ID")
     if options.json:
         output.result(json.dumps([_facts(each, secret=options.show_token) for each in found], indent=2))
-        return 0
-    for each in found:
-        output.result(f"{each.scope}: logged in{_as(each)} at {each.issuer}{_until(each)}")
-        if options.show_token:
-            output.result(each.access_token)
-    return 0
+    else:
+        for each in found:
+            state = "logged in" if _counts(each) else "login ended"
+            output.result(f"{each.scope}: {state}{_as(each)} at {each.issuer}{_until(each)}")
+            if options.show_token and each.access_token:
+                output.result(each.access_token)
+    return 0 if any(map(_counts, found)) else Code.UNAUTHENTICATED.exit_status
 
 
 def _meant(store: Store, options: Namespace) -> list[Login]:
@@ -98,8 +100,10 @@ def _provider(login: Login) -> Provider:
     return Provider(login.issuer, login.client_id)
 
 
-def _pair(binding: Binding) -> tuple[str, str]:
-    return binding.issuer, binding.scope
+def _bound(host: str) -> set[tuple[str, str]]:
+    """Issuer and scope of the logins that were confirmed for the gateways of a host, or for one as ``HOST:PORT``."""
+    logins = KnownGateways().logins().items()
+    return {(each.issuer, each.scope) for name, each in logins if host in (name, name.rpartition(":")[0].strip("[]"))}
 
 
 def _facts(login: Login, *, secret: bool) -> dict[str, Any]:
@@ -114,13 +118,20 @@ def _facts(login: Login, *, secret: bool) -> dict[str, Any]:
     return {**facts, "access_token": login.access_token} if secret else facts
 
 
+def _counts(login: Login) -> bool:
+    """Whether there is a token to send, or one to be had without a person."""
+    return bool(login.refresh_token) or (bool(login.access_token) and not 0 < login.expires <= time.time())
+
+
 def _as(login: Login) -> str:
     return f" as {output.harmless(login.identity)}" if login.identity else ""
 
 
 def _until(login: Login) -> str:
+    if not _counts(login):
+        return ", log in again: s2uc login"
     if not login.expires:
         return ""
     left = login.expires - time.time()
     renewed = ", renewed by itself" if login.refresh_token else ""
-    return f", for {human.span(left)}{renewed}" if left > 0 else f", expired{renewed or ': log in again'}"
+    return f", for {human.span(left)}{renewed}" if left > 0 else f", expired{renewed}"

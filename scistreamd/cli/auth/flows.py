@@ -47,7 +47,8 @@ def by_device(provider: Provider, login: Login) -> Login:
     """A code that is typed on another device (RFC 8628)."""
     started = provider.start_device(login)
     where = started.get("verification_uri_complete") or started["verification_uri"]
-    output.result(f"Log in with any device at\n\n{where}\n\nand confirm the code {started['user_code']}")
+    where, code = output.harmless(str(where)), output.harmless(started["user_code"])
+    output.result(f"Log in with any device at\n\n{where}\n\nand confirm the code {code}")
     return provider.finish_device(login, started)
 
 
@@ -67,7 +68,7 @@ def _open(url: str) -> bool:
 def _await_code(listener: socket.socket | None, state: str, issuer: str) -> str:
     """The code that the browser brings to ``listener``, or that is pasted: alone, or with the URL around it."""
     sources: list[socket.socket | int] = [listener] if listener else []
-    if not sys.stdin.closed:
+    if sys.stdin is not None and not sys.stdin.closed:
         sources.append(sys.stdin.fileno())
         whence = "Paste the code, or the address that the browser ends up at" if listener else "Paste the code"
         print(f"{whence}: ", end="", file=sys.stderr, flush=True)

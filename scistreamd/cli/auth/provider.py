@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import ssl
 import time
 import warnings
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from scistreamd.cli import output
 from scistreamd.cli.auth.store import GLOBUS, Login, expires
 from scistreamd.errors import Code, ScistreamError
 
@@ -35,6 +37,7 @@ _GLOBUS = {
     "authorization_endpoint": f"{GLOBUS}/v2/oauth2/authorize",
     "token_endpoint": f"{GLOBUS}/v2/oauth2/token",
     "revocation_endpoint": f"{GLOBUS}/v2/oauth2/token/revoke",
+    "scopes_supported": ["openid", "email", "profile"],
 }
 
 
@@ -59,6 +62,8 @@ class Provider:
             token_endpoint_auth_method="none",  # noqa: S106  (RFC 7591: a public client)
             code_challenge_method="S256",
             timeout=_SECONDS,
+            # The system's CAs, as for gateways; httpx has a list of its own.
+            verify=ssl.create_default_context(),
         )
         self.metadata = self._discover()
 
@@ -82,6 +87,9 @@ class Provider:
         """Where the user logs in, and the state that has to come back (RFC 6749, 4.1.1; RFC 7636)."""
         scopes = self.scopes(login.scope)
         more = {"prompt": "consent"} if "offline_access" in scopes.split() else {}
+        if self.issuer == GLOBUS:
+            # Its way to ask for a refresh token; it knows no scope for that.
+            more["access_type"] = "offline"
         url, state = self._http.create_authorization_url(
             self._endpoint("authorization_endpoint"),
             redirect_uri=redirect,
@@ -106,7 +114,10 @@ class Provider:
     def start_device(self, login: Login) -> Mapping[str, Any]:
         """Codes for a device without a browser (RFC 8628, 3.2)."""
         fields = {"client_id": self.client_id, "scope": self.scopes(login.scope), **_resource(login)}
-        return self._json("POST", self._endpoint("device_authorization_endpoint"), data=fields)
+        started = self._json("POST", self._endpoint("device_authorization_endpoint"), data=fields)
+        if any(not isinstance(started.get(name), str) for name in ("device_code", "user_code", "verification_uri")):
+            raise _Said(self.issuer, "no code for a device", "")
+        return started
 
     def finish_device(self, login: Login, started: Mapping[str, Any]) -> Login:
         """Ask until the user has confirmed the code elsewhere, as often as the provider wants it."""
@@ -147,13 +158,15 @@ class Provider:
             raise self._silent(error) from None
         except ValueError:
             raise _Said(self.issuer, "no JSON", "") from None
-        if not token.get("access_token"):
+        found = _of_scope(token, login.scope)
+        if not found.get("access_token"):
             raise _Said(self.issuer, "no access token", "")
+        _tell_lacking(found, login.scope)
         return replace(
             login,
-            access_token=str(token["access_token"]),
-            refresh_token=str(token.get("refresh_token") or login.refresh_token),
-            expires=expires(token.get("expires_in")),
+            access_token=str(found["access_token"]),
+            refresh_token=str(found.get("refresh_token") or login.refresh_token),
+            expires=expires(found.get("expires_in")),
             identity=_identity(token.get("id_token")) or login.identity,
         )
 
@@ -208,8 +221,7 @@ class Provider:
                 Code.UNAVAILABLE, f"{self.issuer} has a problem: HTTP status {answer.status_code}", "try again later"
             )
         if answer.status_code != 200:
-            said = answer.json() if answer.headers.get("content-type", "").startswith("application/json") else {}
-            raise _Said(self.issuer, str(said.get("error", f"HTTP status {answer.status_code}")), "")
+            raise _Said(self.issuer, *_error(answer))
         found: httpx.Response = answer
         return found
 
@@ -227,6 +239,41 @@ class _Said(ScistreamError):
         more = f" ({description})" if description else ""
         super().__init__(Code.UNAUTHENTICATED, f"{issuer} says: {error}{more}", "log in again: s2uc login")
         self.error = error
+
+
+def _error(answer: httpx.Response) -> tuple[str, str]:
+    """What an answer says went wrong, and its description (RFC 6749, 5.2); its status where it says nothing."""
+    try:
+        said = answer.json()
+    except ValueError:
+        said = None
+    if not isinstance(said, dict) or not isinstance(said.get("error"), str):
+        return f"HTTP status {answer.status_code}", ""
+    return said["error"], str(said.get("error_description") or "")
+
+
+def _of_scope(token: Mapping[str, Any], scope: str) -> Mapping[str, Any]:
+    """The token for a scope: Globus gives one for each service, the others beside the first as ``other_tokens``."""
+    others = token.get("other_tokens")
+    for each in (token, *(others if isinstance(others, list) else ())):
+        if isinstance(each, Mapping) and set(scope.split()) <= _granted(each):
+            return each
+    return token
+
+
+def _tell_lacking(token: Mapping[str, Any], scope: str) -> None:
+    """RFC 6749, 5.1: a provider that gives other scopes than it was asked for says which."""
+    lacking = set(scope.split()) - _granted(token)
+    if "scope" in token and lacking:
+        output.note(
+            "s2uc",
+            f"the provider did not give the scope {' '.join(sorted(lacking))}, so gateways that want it will not "
+            "take this token; ask their operator for the scope's name",
+        )
+
+
+def _granted(token: Mapping[str, Any]) -> set[str]:
+    return set(str(token.get("scope") or "").split())
 
 
 def _resource(login: Login) -> dict[str, str]:

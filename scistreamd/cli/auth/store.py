@@ -1,4 +1,4 @@
-"""The tokens of the user's logins, by issuer and scope, and which gateway may be sent them.
+"""The tokens of the user's logins, by issuer and scope; `known` has which gateway may be sent them.
 
 ``tokens`` in $XDG_STATE_HOME/scistream (XDG Base Directory Specification), for
 its owner alone. Where the package ``keyring`` is there and finds a keyring that works, the secrets are in that
@@ -60,19 +60,6 @@ class Login:
         return bool(self.access_token) and (not self.expires or self.expires > now + _MARGIN)
 
 
-@dataclass(frozen=True)
-class Binding:
-    """The login that the user confirmed for a gateway, which is known by the SHA-256 of its public key.
-
-    ``certificate``: that of the whole certificate, by which it is recognised sooner.
-    """
-
-    key: str
-    certificate: str
-    issuer: str
-    scope: str
-
-
 class Store:
     """The file and, where there is one, the keyring."""
 
@@ -108,26 +95,8 @@ class Store:
             raw = self._read()
             raw["logins"] = [each for each in raw["logins"] if not _same(each, login)]
             self._write(raw)
-        if self._keyring is not None:
-            with contextlib.suppress(Exception):  # it was not there
-                self._keyring.delete_password(_SERVICE, _account(login))
-
-    def binding(self, gateway: str) -> Binding | None:
-        """The login that the user confirmed for a gateway, by ``HOST:PORT``."""
-        entry = self._read()["gateways"].get(gateway)
-        return Binding(**entry) if entry else None
-
-    def bind(self, gateway: str, binding: Binding) -> None:
-        """Confirm a login for a gateway."""
-        with self.locked():
-            raw = self._read()
-            raw["gateways"][gateway] = asdict(binding)
-            self._write(raw)
-
-    def bindings(self, host: str) -> list[Binding]:
-        """The logins that were confirmed for the gateways of a host, or for one as ``HOST:PORT``."""
-        entries = self._read()["gateways"].items()
-        return [Binding(**entry) for name, entry in entries if host in (name, name.rpartition(":")[0].strip("[]"))]
+        if self._keyring is not None and self._asked("get_password", _account(login)) is not None:
+            self._asked("delete_password", _account(login))
 
     def locked(self) -> contextlib.AbstractContextManager[None]:
         """Nobody else changes the file meanwhile."""
@@ -157,10 +126,8 @@ class Store:
                 raise ValueError(f"version {raw['version']!r}")
             for entry in raw["logins"]:
                 Login(**entry)
-            for entry in raw["gateways"].values():
-                Binding(**entry)
         except FileNotFoundError:
-            return {"version": _VERSION, "logins": [], "gateways": {}}
+            return {"version": _VERSION, "logins": []}
         except OSError as error:
             raise _unusable(f"cannot read {self.path}: {error.strerror}") from None
         except (ValueError, TypeError, KeyError, AttributeError) as problem:
@@ -176,14 +143,26 @@ class Store:
         if self._keyring is None:
             return login
         secrets = {name: getattr(login, name) for name in _SECRETS}
-        self._keyring.set_password(_SERVICE, _account(login), json.dumps(secrets))
+        self._asked("set_password", _account(login), json.dumps(secrets))
         return replace(login, access_token="", refresh_token="")
 
     def _with_secrets(self, login: Login) -> Login:
         if login.access_token or self._keyring is None:
             return login
-        kept = self._keyring.get_password(_SERVICE, _account(login))
+        kept = self._asked("get_password", _account(login))
         return replace(login, **json.loads(kept)) if kept else login
+
+    def _asked(self, method: str, *arguments: str) -> Any:
+        """What the keyring answers; FAILED_PRECONDITION where it is locked, or nobody there answers."""
+        try:
+            return getattr(self._keyring, method)(_SERVICE, *arguments)
+        except Exception as problem:  # each of its backends raises errors of its own
+            reason = str(problem) or type(problem).__name__
+            raise ScistreamError(
+                Code.FAILED_PRECONDITION,
+                f"the keyring cannot be used: {reason}",
+                "unlock it, or log in again with SCISTREAM_KEYRING=off, which keeps tokens in a file",
+            ) from None
 
 
 def full_scope(name: str, issuer: str) -> str:
