@@ -43,20 +43,34 @@ class CertificateWatch:
         self._told = told
         self._look_seconds = look_seconds
         self._told_at = 0.0
+        self._asked = asyncio.Event()
         self.warning = ""
+
+    def look(self) -> None:
+        """Look now: the settings may name other files."""
+        self._asked.set()
 
     async def run(self) -> None:
         """Until cancelled."""
         marks = self._marks()
         await self._judge()
         while True:
-            await asyncio.sleep(self._look_seconds)
+            await self._until_asked()
             now = self._marks()
             if now != marks and now is not None and self._renew():
                 marks = now
                 self._told_at = 0.0
             if time.monotonic() - self._told_at > _TELL_SECONDS or not self._told_at:
                 await self._judge()
+
+    async def _until_asked(self) -> None:
+        """Return when it is time to look, or when somebody asks for it."""
+        timer = asyncio.get_running_loop().call_later(self._look_seconds, self._asked.set)
+        try:
+            await self._asked.wait()
+        finally:
+            timer.cancel()
+            self._asked.clear()
 
     def _marks(self) -> _Marks | None:
         """What changes when the files do; None while one is missing, as in the middle of a renewal."""

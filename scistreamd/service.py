@@ -52,6 +52,7 @@ class Service:
         self._plug = plug
         self._telling = False
         self._ending = False
+        self._watch: CertificateWatch | None = None
 
     async def run(self) -> None:
         """Serve until a signal, or until there was nothing to do for ``idle_exit`` seconds."""
@@ -80,7 +81,7 @@ class Service:
         loop = asyncio.get_running_loop()
         unwatch = self._gateway.manager.watch(self._changed)
         loop.add_signal_handler(signal.SIGHUP, self._reload_by_signal)
-        watch = CertificateWatch(
+        self._watch = watch = CertificateWatch(
             lambda: self._certificate(self._gateway.settings),
             lambda: self._load()[1],
             self._gateway.server.replace_context,
@@ -168,6 +169,8 @@ class Service:
         for name in configfile.needs_restart(before, settings):
             _log.warning("%s has changed: it is taken up by the next start", name)
         self._warn_of_callers()
+        if self._watch is not None:
+            self._watch.look()
         _log.info("reloaded")
         self._notifier.ready(self._gateway.status)
 

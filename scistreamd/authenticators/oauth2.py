@@ -56,7 +56,18 @@ class Introspection:
             said = await self._flights.join(digest, lambda: self._ask(digest, token))
         if said.get("active") is not True:
             raise judging.refused("this token is not valid: it has expired, was revoked, or is of another provider")
+        self._check_clocks(said)
         return judging.judge(said, self._settings, time.time(), credentials.certificate)
+
+    def _check_clocks(self, said: Claims) -> None:
+        """A provider that calls a token active which has ended by our clock has another time than we have."""
+        end = said.get("exp")
+        if isinstance(end, int | float) and time.time() > end + self._settings.leeway:
+            _log.warning("the clocks of %s and of this gateway differ: compare them", self._settings.issuer)
+            raise judging.refused(
+                "this token has expired by the gateway's clock, and not by its provider's",
+                "the operator compares the clocks of gateway and provider",
+            )
 
     async def _ask(self, digest: bytes, token: str) -> Claims:
         settings = self._settings

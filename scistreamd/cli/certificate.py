@@ -14,7 +14,12 @@ from pathlib import Path
 from cryptography import x509
 
 from scistreamd import addresses, selfsigned, validity
+from scistreamd.cli import output
+from scistreamd.cli.ctl import configuration
 from scistreamd.errors import Code, ScistreamError, invalid
+
+# Where scistreamd.service keeps the one that it makes where none is configured.
+_MADE = Path("/var/lib/scistreamd/control/server.crt")
 
 
 def create(options: Namespace) -> int:
@@ -35,13 +40,22 @@ def create(options: Namespace) -> int:
 
 def show(options: Namespace) -> int:
     """``s2ctl cert show``: what a certificate file says."""
-    found = [_facts(each) for each in _read(Path(options.file))]
+    path = Path(options.file) if options.file else _of_gateway()
+    if not options.file and options.json == "off":
+        output.note("s2ctl", f"this is {path}")
+    found = [_facts(each) for each in _read(path)]
     if options.json != "off":
         print(json.dumps(found, indent=2 if options.json == "pretty" else None))
         return 0
     for facts in found:
         print("\n".join(f"{name:>12}: {_text(value)}" for name, value in facts.items()))
     return 0
+
+
+def _of_gateway() -> Path:
+    """The certificate of this host's control port: the configured one, else that which scistreamd made."""
+    configured = configuration.value("control", "certificate")
+    return Path(configured) if configured else _MADE
 
 
 def _refuse_existing(*paths: Path) -> None:

@@ -89,6 +89,14 @@ def of_break(reason: str, address: Target, trust: Trust | None) -> ScistreamErro
     return _unavailable(f"{address} ended the connection without an answer ({reason})", hint)
 
 
+def of_certificate_break(reason: str, address: Target, certificate: str) -> ScistreamError:
+    """As `of_break` on a connection that showed a client certificate: TLS 1.3 refuses one only after the handshake."""
+    return _unavailable(
+        f"{address} ended the connection without an answer ({reason}); it may not take the certificate {certificate}",
+        "does one of the gateway's CAs sign it, is it in date and not revoked? The gateway's operator knows",
+    )
+
+
 def too_late(seconds: float, what: str) -> ScistreamError:
     """Our own patience is at its end."""
     return ScistreamError(Code.DEADLINE_EXCEEDED, f"{what} took more than {seconds:g} s", "--timeout allows more")

@@ -283,6 +283,8 @@ class Gateway:
             challenges = _of_ours(stream.trailing_metadata, CHALLENGE)
             raise failures.of_status(error.status.value, error.message or "", name, "".join(hint), challenges) from None
         except (StreamTerminatedError, ProtocolError, H2Error) as error:
+            if self._client is not None:
+                raise failures.of_certificate_break(str(error), self.address, self._client[0]) from None
             raise failures.of_break(str(error), self.address, self._trust) from None
         except OSError as error:
             raise failures.of_connection(error, self.address, self._trust) from None

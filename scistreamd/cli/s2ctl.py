@@ -67,7 +67,9 @@ def _create_arguments(parser: Parser) -> None:
 
 
 def _show_arguments(parser: Parser) -> None:
-    parser.add_argument("file", metavar="FILE", help="a certificate in PEM form")
+    parser.add_argument(
+        "file", metavar="FILE", nargs="?", help="a certificate in PEM form (that of scistreamd's control port)"
+    )
     arguments.json_mode(parser)
 
 

@@ -61,7 +61,8 @@ def _load(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             raise _unfit(f"server key {key} is not the key of {certificate}", _MAKE) from None
-        raise _unfit(f"{certificate} and {key} are no PEM certificate and key: {error.reason}", _MAKE) from None
+        reason = f": {error.reason}" if error.reason else ""
+        raise _unfit(f"{certificate} and {key} are no PEM certificate and key{reason}", _MAKE) from None
 
 
 def _readable(path: Path, what: str) -> None:

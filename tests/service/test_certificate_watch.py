@@ -68,6 +68,28 @@ async def test_renewed_files_are_taken_up_once_they_fit(tmp_path: Path, caplog: 
         await server.close(0)
 
 
+async def test_other_files_are_looked_at_at_once(tmp_path: Path) -> None:
+    """A reload may name them."""
+    make(tmp_path / "a.crt", tmp_path / "a.key", 90, "first")
+    make(tmp_path / "b.crt", tmp_path / "b.key", 9, "second")
+    first, second = ((tmp_path / f"{name}.crt", tmp_path / f"{name}.key") for name in "ab")
+    files, told = [first], asyncio.Event()
+    watch = CertificateWatch(
+        lambda: files[0], lambda: server_context(*files[0]), lambda context: None, told.set, look_seconds=3600
+    )
+    task = asyncio.create_task(watch.run())
+    try:
+        await until(lambda: bool(watch._asked._waiters))  # the first look is over
+        assert not watch.warning
+        files[0] = second
+        watch.look()
+        await asyncio.wait_for(told.wait(), 30)
+        assert watch.warning.startswith("the control port's certificate ends on ")
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
 @pytest.mark.parametrize(("days", "told"), [(31, ""), (29, " ends on "), (-1, " has ended on ")])
 def test_what_is_told_of_an_end(days: float, told: str) -> None:
     now = time.time()

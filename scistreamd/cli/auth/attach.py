@@ -28,6 +28,7 @@ class Tokens:
         self._scope: str = options.scope
         self._issuer: str = (options.issuer or "").rstrip("/")
         self._file: str | None = options.token_file
+        self._certificate: str | None = options.client_cert
         if self._file and self._scope:
             raise UsageError("--token-file and --scope: one token goes with a call", "leave one of them out")
         self._address = address
@@ -43,7 +44,8 @@ class Tokens:
                     "leave --no-tls out, or the token where the gateway asks for none",
                 )
             return _content(self._file) if self._file else await self._usable(self._typed())
-        if certificate is None or not _has_logins():
+        # What is typed counts: a login that was confirmed before would be asked about first.
+        if certificate is None or self._certificate or not _has_logins():
             return NO_TOKEN
         binding = KnownGateways().logins().get(str(self._address))
         if binding is None or not binding.fits(certificate):
@@ -68,17 +70,20 @@ class Tokens:
             raise ScistreamError(
                 Code.UNAUTHENTICATED, f"{self._address} wants a token, and it is not sent in plaintext", "use TLS"
             )
-        self._confirm(offer)
+        self._confirm(offer, refusal if sent != NO_TOKEN else None)
         token = await self._usable(login)
         shown = Known.of(certificate)
         KnownGateways().bind(self._address, Binding(shown.key, shown.certificate, offer.issuer, offer.scope))
         return token
 
-    def _confirm(self, offer: Offer) -> None:
+    def _confirm(self, offer: Offer, refusal: ScistreamError | None) -> None:
+        """``refusal``: of the token that was sent, where one was."""
         if not sys.stderr.isatty():
+            before = f"{refusal.message}: " if refusal else ""
             raise ScistreamError(
                 Code.UNAUTHENTICATED,
-                f"{self._address} asks for the token of {offer.scope} at {offer.issuer}, and nobody confirmed that",
+                f"{before}{self._address} asks for the token of {offer.scope} at {offer.issuer}, and nobody confirmed "
+                "that",
                 f"{_option('scope', offer.scope)} sends it",
             )
         print(

@@ -78,6 +78,7 @@ def _await_code(listener: socket.socket | None, state: str, issuer: str) -> str:
         ready, _, _ = select.select(sources, [], [], left)
         if listener in ready and listener is not None:
             if query := _callback(listener):
+                print(file=sys.stderr)  # the question stands open there
                 return _code(query, state, issuer)
         elif ready:
             piece = os.read(sys.stdin.fileno(), 4096).decode("utf-8", "replace")
