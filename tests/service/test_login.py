@@ -114,7 +114,7 @@ def user(tmp_path: Path) -> User:
 
 async def test_in_and_out_again(oidc: Provider, user: User) -> None:
     status, out, err = await user.log_in(oidc, "--scope", "scistream")
-    assert (status, err.replace("Paste the code, or the address that the browser ends up at: ", "")) == (0, "")
+    assert (status, err.replace("Paste the code, or the address that the browser ends up at: ", "")) == (0, "\n")
     assert "Logged in as alice@anl.example for scistream" in out
     assert (user.tokens.stat().st_mode & 0o777, user.tokens.parent.stat().st_mode & 0o777) == (0o600, 0o700)
     [login] = user.logins
@@ -139,6 +139,21 @@ async def test_in_and_out_again(oidc: Provider, user: User) -> None:
     assert user.logins == []
     assert (await user.run("check-auth"))[0] == 16
     assert (await user.run("logout"))[1] == "no token stored\n"
+
+
+async def test_without_standard_input_the_browser_brings_the_code(oidc: Provider, user: User) -> None:
+    words = f"exec {BIN / 's2uc'} login --issuer {oidc.issuer} --client-id s2uc --no-browser --scope scistream <&-"
+    process = await asyncio.create_subprocess_shell(
+        words, cwd=user.home, env=user.environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    await fetch(await oidc.browse(await shown_url(process)))
+    _, err = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 0, err
+
+
+async def test_a_scope_that_the_provider_does_not_give(oidc: Provider, user: User) -> None:
+    status, out, err = await user.log_in(oidc, "--scope", "unheard-of")
+    assert (status, "did not give the scope unheard-of" in err) == (0, True), (out, err)
 
 
 async def test_several_scopes_side_by_side(oidc: Provider, user: User) -> None:
@@ -316,12 +331,15 @@ async def test_tokens_are_renewed_and_rotated_once_by_many_at_a_time(
         assert user.logins[0]["refresh_token"] != former["refresh_token"]
         assert user.logins[0]["access_token"] != former["access_token"]
 
+        assert (await user.run("check-auth"))[0] == 0
         # The provider has ended the login: the user is told to log in again, and the dead tokens go.
         await oidc.revoke(user.logins[0]["refresh_token"], "s2uc")
         expire(user)
         status, _, err = await user.run(*asked)
         assert (status, "s2uc login --scope scistream" in err) == (16, True)
         assert user.logins[0]["refresh_token"] == ""
+        status, out, _ = await user.run("check-auth")
+        assert (status, "login ended as alice@anl.example" in out) == (16, True)
 
 
 async def test_a_token_that_the_gateway_does_not_take(oidc: Provider, user: User, tmp_path: Path) -> None:
@@ -329,7 +347,11 @@ async def test_a_token_that_the_gateway_does_not_take(oidc: Provider, user: User
         assert (await user.log_in(oidc, "--scope", "scistream"))[0] == 0
         await oidc.revoke(user.logins[0]["access_token"], "s2uc")
         status, _, err = await user.run("list", *at(here), "--scope", "scistream")
-        assert (status, "--force" in err) == (16, True)
+        assert (status, "was revoked" in err, "--force" in err) == (16, True, True)
+        # Another login than the gateway wants: both are named, and which of them would go.
+        assert (await user.log_in(oidc, "--scope", "other"))[0] == 0
+        status, _, err = await user.run("list", *at(here), "--scope", "other")
+        assert (status, "lacks the scope scistream" in err, "hint: --scope scistream" in err) == (16, True, True)
 
 
 @contextlib.contextmanager
