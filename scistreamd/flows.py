@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from scistreamd.errors import Code, ScistreamError
-from scistreamd.interfaces import Bind, FirewallJudge, Flow, Traffic
+from scistreamd.interfaces import Bind, Doorkeeper, FirewallJudge, Flow, Traffic
 from scistreamd.model import Endpoint
 from scistreamd.tunnel import Tunnel
 
@@ -60,6 +60,16 @@ class Flows:
         self._applied[tunnel.id] = flow
         for number, said in enumerate(warnings):
             self._note(tunnel, number, said)
+
+    async def shut(self, tunnel: Tunnel) -> None:
+        """The tunnel drains: refuse new connections from now on; where the kernel cannot, that is a line in the log."""
+        self._known.pop(tunnel.id, None)  # the firewall's judge would warn of what is done here
+        try:
+            for part in self._parts:
+                if isinstance(part, Doorkeeper):
+                    await part.shut(await self._flow(tunnel))
+        except ScistreamError as problem:
+            _log.warning("takes new streams while it drains: %s", problem.message, extra={"tunnel": tunnel.id})
 
     async def forget(self, tunnel: Tunnel) -> None:
         """The tunnel has ended."""

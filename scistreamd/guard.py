@@ -1,10 +1,11 @@
-"""Who may connect to a tunnel's listeners: `allow-from`, by our own table of nftables."""
+"""Who may connect to a tunnel's listeners: `allow-from`, and nobody while it drains, by our own table of nftables."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from scistreamd.errors import ScistreamError
 from scistreamd.interfaces import Flow
@@ -57,6 +58,10 @@ class Guard:
                 await self._set(others | ({flow.tunnel_id: flow} if _what(flow) else {}), [flow])
         return ()
 
+    async def shut(self, flow: Flow) -> None:
+        """See `interfaces.Doorkeeper`."""
+        await self.apply(replace(flow, shut=True))
+
     async def forget(self, tunnel_id: str) -> None:
         """See `interfaces.Traffic.forget`."""
         async with self._lock:
@@ -82,6 +87,8 @@ class Guard:
         try:
             await self._table.replace(section(wanted.values()))
         except ScistreamError as problem:
+            if any(flow.shut for flow in needy):
+                raise
             if any(_what(flow) and not flow.guarded for flow in needy):
                 raise ScistreamError(
                     problem.code,
@@ -97,7 +104,9 @@ class Guard:
 
 def _what(flow: Flow | None) -> object:
     """What there is to do for the flow: None where everyone may connect."""
-    return (flow.binds, flow.allow_from) if flow is not None and flow.binds and flow.allow_from else None
+    if flow is None or not flow.binds or not (flow.allow_from or flow.shut):
+        return None
+    return flow.binds, flow.allow_from, flow.shut
 
 
 def section(flows: Iterable[Flow]) -> Section:
@@ -120,5 +129,6 @@ def _chain(flow: Flow) -> str:
 
 
 def _who(flow: Flow) -> tuple[Rule, ...]:
-    allowed = tuple(Rule((*source(network), *accept())) for network in flow.allow_from)
+    networks = () if flow.shut else flow.allow_from
+    allowed = tuple(Rule((*source(network), *accept())) for network in networks)
     return *allowed, Rule(reset()), Rule(prohibit())

@@ -310,7 +310,8 @@ class Flow:
     `update`. ``rate``: kB/s in each direction, over all connections together,
     0: no limit. ``allow_from``: who may connect to ``binds``, empty: all;
     ``guarded``: launcher or data server see to that as well. ``user``: the
-    numeric user id that the data server alone has, None: not known yet, or it has none.
+    numeric user id that the data server alone has, None: not known yet, or it has none. ``shut``: nobody may
+    connect any more (`Doorkeeper`).
     """
 
     tunnel_id: str
@@ -321,6 +322,7 @@ class Flow:
     allow_from: tuple[IPNetwork, ...] = ()
     guarded: bool = False
     user: int | None = None
+    shut: bool = False
 
 
 class Traffic(Protocol):
@@ -350,6 +352,14 @@ class Traffic(Protocol):
 
     async def close(self) -> None:
         """The daemon ends; what was done for tunnels that outlive it stays."""
+
+
+@runtime_checkable
+class Doorkeeper(Protocol):
+    """A part of `Traffic` that can refuse new connections while those that exist go on."""
+
+    async def shut(self, flow: Flow) -> None:
+        """Let nobody connect to the flow's listeners any more; raises ScistreamError where it cannot."""
 
 
 class PortView(Protocol):

@@ -12,10 +12,14 @@ _RESTARTING = "auto-restart"
 class ServiceWatch:
     """Follows SubState and NRestarts of one service."""
 
-    def __init__(self, restarted: Callable[[], None]) -> None:
-        """``restarted`` is called when systemd has started it again by itself; then NRestarts is to be counted."""
+    def __init__(self, restarted: Callable[[], None], failed: Callable[[], None]) -> None:
+        """``restarted`` is called when systemd has started it again by itself; then NRestarts is to be counted.
+
+        ``failed``: when it has ended badly, as the end of a stop or in the middle of a restart.
+        """
         self.down = asyncio.Event()  # set by each end of the service; whoever waits for one clears it before
         self._restarted = restarted
+        self._failed = failed
         self._state = ""
         self._restarts: int | None = None
         self._in_a_row = 0
@@ -32,6 +36,8 @@ class ServiceWatch:
         before, self._state = self._state, value
         if value in (_RESTARTING, "failed"):
             self.down.set()
+            if value == "failed":
+                self._failed()
         elif before == _RESTARTING:
             self._restarted()
 

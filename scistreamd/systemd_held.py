@@ -49,7 +49,9 @@ class SystemdHeld:
         self._closing: asyncio.Future[None] | None = None
         self._ended = False
         self._failed = False
-        self._service = ServiceWatch(lambda: self._spawn(self._count_restarts()))
+        self._service = ServiceWatch(
+            lambda: self._spawn(self._count_restarts()), lambda: self._spawn(self._end_if_stopped())
+        )
         self._tasks: set[asyncio.Task[None]] = set()
         self._watch()
 
@@ -235,13 +237,11 @@ class SystemdHeld:
             self._launcher.remove_files(self._id)
 
     async def _drain(self, program: Program, seconds: float) -> None:
-        """Let running streams end by themselves for so long, and no new ones begin.
+        """Let running streams end by themselves for so long.
 
-        The socket unit keeps listening meanwhile: who connects now is reset at the end.
+        The socket unit keeps listening meanwhile; that nobody new gets there is for the kernel's network to see to.
         """
-        if program.drain_signal is None:
-            _log.warning("this data server takes new streams while it drains", extra={"tunnel": self._id})
-        else:
+        if program.drain_signal is not None:
             # systemd starts it again when it has ended: to wait.
             self._write_script(units.WAITING)
             self._service.down.clear()
@@ -275,6 +275,16 @@ class SystemdHeld:
             f"{self._names.socket} or {self._names.service} was stopped on this host, not by scistreamd"
             f" (`journalctl -u 'scistream-{self._id}*'` shows when)"
         )
+
+    async def _end_if_stopped(self) -> None:
+        """A service that was stopped by hand, and failed at that, does not end its socket by itself."""
+        try:
+            job, _ = await self._systemd.get(self._names.service, "Unit", "Job")
+            state = await self._systemd.get(self._names.service, "Unit", "ActiveState")
+        except (UnitError, Disconnected):
+            return  # it is told anew when the bus is back
+        if not job and state in ("failed", "inactive") and not self._closing:
+            await self._systemd.stop(self._names.socket)
 
     async def _count_restarts(self) -> None:
         try:

@@ -53,9 +53,7 @@ SERVICE = {
     "StartLimitIntervalUSec": ("t", 0),
     "PartOf": ("as", ["scistream-0123456789ab.socket"]),
     "OnSuccess": ("as", ["scistream-0123456789ab-end.service"]),
-    "OnFailure": ("as", ["scistream-0123456789ab-end.service"]),
     "OnSuccessJobMode": ("s", "fail"),
-    "OnFailureJobMode": ("s", "fail"),
     "TemporaryFileSystem": ("a(ss)", [["/run/scistreamd", "mode=0755"]]),
     "BindReadOnlyPaths": ("a(ssbt)", [
         [*2 * ["/run/scistreamd/0123456789ab/config"], False, 16384],

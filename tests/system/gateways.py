@@ -135,16 +135,20 @@ class Field:
             assert self.ask(each.port) == target, each.kind
 
     def end(self) -> None:
-        """End each stream in order: byte for byte, what went is what came; then release."""
+        """End each stream in order, then release."""
+        self.end_streams()
+        for host in (self.near, self.far):
+            host.run(["s2ctl", "release", "--all", "-q"])
+
+    def end_streams(self) -> None:
+        """Byte for byte, what went is what came."""
         for each in self.streams:
             each.client.send(15)
             self.lab["consumer"].wait_until(lambda each=each: "went" in each.client.output(), f"{each.kind} whole")  # type: ignore[misc]
             word, sent, digest, _, received, came = each.client.output().split("\n")[1].split()
             assert word == "went"
             assert (received, came) == (sent, digest), each.kind
-            assert int(sent) > 1_000_000
-        for host in (self.near, self.far):
-            host.run(["s2ctl", "release", "--all", "-q"])
+            assert int(sent) > 100_000
 
 
 def one(host: Host, tunnel: str) -> dict[str, Any]:

@@ -97,6 +97,10 @@ def active(unit: str) -> bool:
     return call("systemctl", "show", "--value", "-p", "ActiveState", unit) == "active"
 
 
+def substate(unit: str) -> str:
+    return call("systemctl", "show", "--value", "-p", "SubState", unit)
+
+
 async def until(condition: Callable[[], object], what: str) -> None:
     deadline = time.monotonic() + SECONDS
     while not condition():
@@ -432,6 +436,22 @@ async def stopped_by_hand(launcher: SystemdLauncher) -> None:
     await _stopped(launcher, lambda tunnel: tunnel.names.socket, serve=True)
     await _stopped(launcher, lambda tunnel: tunnel.names.socket, serve=False)
     await _stopped(launcher, lambda tunnel: "scistream.slice", serve=True)
+
+
+@scene
+async def stopped_by_hand_and_badly(launcher: SystemdLauncher) -> None:
+    """A data server that has to be killed at its stop ends its tunnel as well."""
+    tunnel = Tunnel("Nginx", Role.PROD, PORT)
+    one = await launcher.hold(tunnel.uid.id, tunnel.binds, tunnel.ear.told)
+    await one.serve(tunnel.program(launcher, APPLICATION), tunnel.keys)
+    (RUNTIME / tunnel.uid.id / "config" / "run.sh").write_text("trap '' TERM\nwhile :; do sleep 1; done\n")
+    call("systemctl", "restart", tunnel.names.service)
+    assert not tunnel.ear.heard
+    call("systemctl", "stop", "--no-block", tunnel.names.service)
+    await until(lambda: substate(tunnel.names.service) == "stop-sigterm", "told to stop")
+    call("systemctl", "kill", "--signal=KILL", tunnel.names.service)
+    assert "was stopped on this host" in await asyncio.wait_for(tunnel.ear.ended, SECONDS)
+    await one.close()
 
 
 @scene

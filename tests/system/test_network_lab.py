@@ -14,6 +14,7 @@ from tests.system.gateways import (
     PRODUCER,
     TYPES,
     field_of,
+    listed,
     one,
     restarted,
 )
@@ -89,3 +90,23 @@ def test_who_may_connect_and_who_has_ports(lab: Lab) -> None:
         assert said[0]["reason"] == "a program of user root has tcp 0.0.0.0:5150, which is every address"
         low, high = map(int, field.near.run(["cat", "/proc/sys/net/ipv4/ip_local_port_range"]).stdout.split())
         assert bool(said[0]["warnings"]) is (low <= 5150 <= high)
+
+
+def test_a_tunnel_that_drains_takes_nobody_new_and_cuts_nobody(lab: Lab) -> None:
+    """Stunnel would go on accepting, and of every type the socket unit listens on."""
+    with field_of(lab) as field, contextlib.ExitStack() as ends:
+        for kind in ("Nginx", "Stunnel"):
+            field.start(kind, ends)
+        drain = ["s2ctl", "release", "-q", "--drain", "4"]
+        drains = [ends.enter_context(field.far.start([*drain, each.outbound])) for each in field.streams]
+        field.far.wait_until(lambda: {each["state"] for each in listed(field.far)} == {"releasing"}, "draining")
+        for each in field.streams:
+            asked = lab["consumer"].run(["python3", _SCRIPT, "ask", OUTBOUND_ADDRESS, str(each.port)], check=False)
+            assert "ConnectionRefusedError" in asked.stderr, each.kind
+        field.end_streams()
+        for drained in drains:
+            assert drained.process.wait(30) == 0, drained.output()
+        for each in field.streams:
+            said = field.far.journal(f"TUNNEL_ID={each.outbound}")
+            assert "ended: released by root" in said and "firewall" not in said
+        field.near.run(["s2ctl", "release", "--all", "-q"])
