@@ -13,6 +13,7 @@ import contextlib
 import logging
 import pwd
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from dbus_next import AuthError, DBusError, Message, MessageFlag, MessageType, NameFlag, RequestNameReply
@@ -33,6 +34,7 @@ from scistreamd.bus_wire import (
     too_long,
 )
 from scistreamd.errors import Code, ScistreamError
+from scistreamd.model import shown
 
 _DAEMON = "org.freedesktop.DBus"
 _DAEMON_PATH = "/org/freedesktop/DBus"
@@ -40,6 +42,8 @@ _CONNECT_SECONDS = 10
 _RELEASE_SECONDS = 2
 _CALLS_PER_SENDER = 64  # at once; the bus limits only those that wait for a reply
 _RETRY = (0.1, 0.5, 2.0, 5.0)  # seconds between attempts; the last one again and again
+_PEER = ("Ping", "GetMachineId")
+_MACHINE_ID = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))  # D-Bus specification, "UUIDs"
 _NO_SENDER = ("org.freedesktop.DBus.Error.NameHasNoOwner", "org.freedesktop.DBus.Error.ServiceUnknown")
 
 _log = logging.getLogger("scistreamd.bus")
@@ -246,19 +250,11 @@ class Bus:
         if self._answer is None:
             return CallError(names.error_name(Code.UNAVAILABLE), "scistreamd is stopping")
         try:
-            if call.interface == names.PEER:
-                return await self._peer(call)
+            if call.interface == names.PEER or (not call.interface and call.member in _PEER):
+                return _peer(call)
             return await self._answer(call)
         except CallError as error:
             return error
-
-    async def _peer(self, call: Call) -> Reply:
-        """org.freedesktop.DBus.Peer, which every path answers."""
-        if call.member == "Ping":
-            return Reply()
-        if call.member == "GetMachineId":
-            return Reply("s", tuple(await self.call(_DAEMON, _DAEMON_PATH, names.PEER, "GetMachineId")))
-        raise CallError(names.UNKNOWN_METHOD, f"{names.PEER} has no method {call.member}")
 
     def _notice(self, message: Message) -> None:
         if message.sender == _DAEMON and message.member == "NameOwnerChanged":
@@ -273,6 +269,23 @@ class Bus:
             flags=MessageFlag.NO_REPLY_EXPECTED, signature="s", body=[rule],
         )  # fmt: skip
         send(self._connection, message)
+
+
+def _peer(call: Call) -> Reply:
+    """org.freedesktop.DBus.Peer, which every path answers."""
+    if call.member not in _PEER:
+        raise CallError(names.UNKNOWN_METHOD, f"{names.PEER} has no method {shown(call.member)}")
+    if call.signature:
+        raise CallError(names.INVALID_ARGS, f"{names.PEER}.{call.member} takes (), not ({call.signature})")
+    return Reply() if call.member == "Ping" else Reply("s", (_machine_id(),))
+
+
+def _machine_id() -> str:
+    """The host's, machine-id(5): the driver of the system's bus tells it to nobody."""
+    for path in _MACHINE_ID:
+        with contextlib.suppress(OSError):
+            return path.read_text("ascii", "replace").strip()
+    raise CallError(names.FAILED, "this host has no machine id (systemd-machine-id-setup makes one)")
 
 
 def _user_name(number: int) -> str:

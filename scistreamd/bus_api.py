@@ -296,7 +296,7 @@ class BusApi:
         taken = {each.port: view.id for view in self._tunnels.tunnels() for each in view.listeners}
         ports = call.body[0] or list(self._host.settings().port_range)
         if len(call.body[0]) > _MOST_PORTS:
-            raise invalid("ports", f"{len(ports)} entries, at most {_MOST_PORTS} are taken")
+            raise invalid("ports", f"{len(ports)} entries, at most {_MOST_PORTS} are taken", "ask several times")
         look = await self._tunnels.look_at_ports()
         sockets, warning = look.by_port(), overlap(look, self._host.settings().port_range)
         asked = [port for port in ports if port][:_MOST_JUDGED]

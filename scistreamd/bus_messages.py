@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+_LONGEST_TEXT = 1000  # callers' own words stand in it
+
 
 @dataclass(frozen=True)
 class Typed:
@@ -65,9 +67,10 @@ class User:
 
 
 class CallError(Exception):
-    """A method call that ends with a D-Bus error: its name, and one line of text."""
+    """A method call that ends with a D-Bus error: its name, and one line of text, cut where it is too long to read."""
 
     def __init__(self, name: str, text: str) -> None:
+        text = text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}..."
         super().__init__(text)
         self.name = name
         self.text = text

@@ -95,12 +95,12 @@ def _number(given: Given, name: str, most: int) -> int | None:
         return None
     number = given[name].value
     if number > most:
-        raise invalid(name, f"{number} is more than {most}")
+        raise invalid(name, f"{number} is more than {most}", f"from 0 to {most}")
     return int(number)
 
 
 def _entries(given: Given, name: str) -> list[str]:
     entries: list[str] = given[name].value if name in given else []
     if len(entries) > MAX_ENTRIES:
-        raise invalid(name, f"{len(entries)} entries, at most {MAX_ENTRIES} are taken")
+        raise invalid(name, f"{len(entries)} entries, at most {MAX_ENTRIES} are taken", "make several tunnels")
     return entries

@@ -163,9 +163,11 @@ class Course:
 
     async def _check_inbound_hello(self, tunnel: Tunnel, role: Role, entries: tuple[Target, ...]) -> None:
         if role is not Role.PROD:
-            raise invalid("role", "the tunnel's role is PROD, this hello says CONS")
+            raise invalid("role", "the tunnel's role is PROD, this hello says CONS", "greet it with the role PROD")
         if not entries:
-            raise invalid("prod_listeners", "an inbound tunnel needs at least one target")
+            raise invalid(
+                "prod_listeners", "an inbound tunnel needs at least one target", "HOST:PORT of the application"
+            )
         # By what its owner may: who says hello needs to know the UID and nothing else.
         owner = Grant(tunnel.owner, Verb.HELLO)
         await self._rights.literal_targets(owner, tunnel, entries)

@@ -45,7 +45,7 @@ from scistreamd.keys import TunnelKeys
 from scistreamd.manager import Manager
 from scistreamd.meter import Meter
 from scistreamd.model import Endpoint, IPAddress, State
-from scistreamd.network import HostNetwork, dialable
+from scistreamd.network import HostNetwork, dialable, own_addresses
 from scistreamd.pathtest import PathTest
 from scistreamd.portview import PortView
 from scistreamd.process import ProcessLauncher
@@ -122,6 +122,7 @@ class Gateway:
             view=self.ports,
             tester=PathTest(keys),
             dialable=dialable,
+            own_addresses=own_addresses,
         )
         self.server = ControlServer(self.manager, self.gate, settings.control.limits)
         self.meter = Meter(self.manager, SockDiag(), plugged.counter_books, plugged.passing)

@@ -221,7 +221,7 @@ class Gate:
             raise ScistreamError(
                 Code.PERMISSION_DENIED,
                 f"security: the gateway does not allow {mode.value}, but {_names(allowed)}",
-                f"the operator may allow it: s2cs --allow-security {mode.value}",
+                f"the operator may: security.allowed in scistreamd.toml, or s2cs --allow-security {mode.value}",
             )
         if mode not in possible:
             able = " or ".join(server.name for server in DATA_SERVERS if mode in server.securities)

@@ -60,17 +60,18 @@ class Manager:
         view: PortView | None = None,
         tester: PathTester | None = None,
         dialable: Callable[[], IPAddress | None] = lambda: None,
+        own_addresses: Callable[[], Sequence[IPAddress]] = tuple,
     ) -> None:
-        """``launcher_of``, ``any_address``, ``dialable``: as `planning.Planner` has them; ``store`` keeps the books of
-        tunnels that outlive the daemon, where a launcher has such; ``traffic``: what the kernel's network can do;
-        ``view``: who else has ports; ``tester`` tests hops."""
+        """``launcher_of``, ``any_address``, ``dialable``, ``own_addresses``: as `planning.Planner` has them; ``store``
+        keeps the books of tunnels that outlive the daemon, where a launcher has such; ``traffic``: what the kernel's
+        network can do; ``view``: who else has ports; ``tester`` tests hops."""
         self._registry = Registry()
         self._rights = Rights(self._registry, gate)
         self._flows = Flows(traffic, self._guarded, self._registry.changed)
         self._view = view
         self._hops = HopTests(tester)
         self._ports = Reservations(settings.port_range, self._flows, view)
-        planner = Planner(settings, gate, launcher_of, any_address, dialable)
+        planner = Planner(settings, gate, launcher_of, any_address, dialable, own_addresses)
         self._course = Course(
             planner,
             store,
@@ -124,7 +125,7 @@ class Manager:
         """
         tunnel = self._rights.owned(grant, uid)
         if role not in (None, tunnel.role):
-            raise invalid("role", f"the tunnel's role is {tunnel.role.value}")
+            raise invalid("role", f"the tunnel's role is {tunnel.role.value}", "give that one, or leave it out")
         return await self._course.shielded(self._course.update(grant, tunnel, targets))
 
     async def release(self, grant: Grant, uid: Uid, drain: float = 0) -> None:

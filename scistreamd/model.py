@@ -29,6 +29,8 @@ _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?", re.ASCII | re.IGNO
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII | re.IGNORECASE)
 _PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
 _MAX_SHOWN = 60
+_FORM = "as in 192.0.2.1:5001, [2001:db8::1]:5001 or daq.example.org:5001"
+_HOST_FORM = "as in 192.0.2.1, 2001:db8::1 or daq.example.org"
 
 
 def shown(text: str) -> str:
@@ -48,7 +50,9 @@ class Role(enum.Enum):
         try:
             return cls(text)
         except ValueError:
-            raise invalid(name, f"{shown(text)} is neither PROD nor CONS") from None
+            raise invalid(
+                name, f"{shown(text)} is neither PROD nor CONS", "PROD for an inbound tunnel, CONS for an outbound one"
+            ) from None
 
 
 class Security(enum.Enum):
@@ -127,7 +131,7 @@ class Uid:
 
 def _parse_port(text: str, name: str) -> int:
     if not _PORT.fullmatch(text) or not 1 <= int(text) <= 65535:
-        raise invalid(name, f"port {shown(text)} is not a number from 1 to 65535")
+        raise invalid(name, f"port {shown(text)} is not a number from 1 to 65535", _FORM)
     return int(text)
 
 
@@ -184,7 +188,7 @@ class Target:
         """``HOST:PORT`` or ``[IPV6]:PORT``; inet_aton's number forms are refused."""
         host, colon, port = text.rpartition(":")
         if not colon or not host:
-            raise invalid(name, f"{shown(text)} is not HOST:PORT")
+            raise invalid(name, f"{shown(text)} is not HOST:PORT", _FORM)
         number = _parse_port(port, name)
         if host.startswith("[") or ":" in host:
             return cls(_bracketed_ipv6(host, text, name), number)
@@ -207,7 +211,7 @@ def _bracketed_ipv6(host: str, text: str, name: str) -> str:
         raise invalid(name, f"{shown(text)} is not HOST:PORT", "an IPv6 address goes in brackets: [::1]:5001")
     address = parse_address(host, name)
     if address.version != 6:
-        raise invalid(name, f"{shown(text)}: brackets are for IPv6 addresses")
+        raise invalid(name, f"{shown(text)}: brackets are for IPv6 addresses", _FORM)
     return str(unmapped(address))
 
 
@@ -220,7 +224,7 @@ def _host(host: str, name: str) -> str:
     if not host.isascii():
         raise invalid(name, f"host {shown(host)} is not ASCII", "write an international name in its xn-- form")
     if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
-        raise invalid(name, f"{shown(host)} is neither a host name nor an IP address")
+        raise invalid(name, f"{shown(host)} is neither a host name nor an IP address", _HOST_FORM)
     if _NUMBER.fullmatch(labels[-1]):
         raise invalid(name, f"{shown(host)} is not an IP address", "write all four numbers: 192.0.2.1")
     return host.lower().removesuffix(".")

@@ -22,6 +22,7 @@ OBJECT_MANAGER = "org.freedesktop.DBus.ObjectManager"
 PEER = "org.freedesktop.DBus.Peer"
 
 # Errors of the D-Bus specification, for what concerns the call and not the tunnel.
+FAILED = "org.freedesktop.DBus.Error.Failed"
 INVALID_ARGS = "org.freedesktop.DBus.Error.InvalidArgs"
 LIMITS_EXCEEDED = "org.freedesktop.DBus.Error.LimitsExceeded"
 PROPERTY_READ_ONLY = "org.freedesktop.DBus.Error.PropertyReadOnly"

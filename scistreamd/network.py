@@ -51,9 +51,10 @@ class HostNetwork:
                 f"target: host {shown(host)} did not resolve within {self.resolve_seconds:g} s",
                 "check the resolver of the gateway, or give an address",
             ) from None
-        except (OSError, UnicodeError) as problem:
-            reason = problem.strerror if isinstance(problem, OSError) else "not a host name"
-            raise invalid("target", f"host {shown(host)} does not resolve on the gateway: {reason}") from None
+        except (OSError, UnicodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not a host name"
+            problem = f"host {shown(host)} does not resolve on the gateway: {reason}"
+            raise invalid("target", problem, "check the name and the gateway's resolver, or give an address") from None
         return tuple(dict.fromkeys(addresses))[:_MOST_ADDRESSES]
 
     async def local(self, addresses: Set[IPAddress]) -> frozenset[IPAddress]:
@@ -106,8 +107,13 @@ def dialable() -> IPAddress | None:
         with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect((somewhere, 9))
             return ipaddress.ip_address(probe.getsockname()[0].partition("%")[0])
+    return next(iter(own_addresses()), None)
+
+
+def own_addresses() -> tuple[IPAddress, ...]:
+    """The addresses of this host but loopback and link-local ones."""
     from scistreamd import addresses  # noqa: PLC0415  as above
 
     with ThreadPoolExecutor(1) as beside:  # as above
         _, found = beside.submit(addresses.own).result()
-    return next((each for each in found if not each.is_loopback), None)
+    return tuple(each for each in found if not each.is_loopback)

@@ -31,21 +31,21 @@ def targets(entries: Sequence[str], name: str, *, empty: bool) -> tuple[Target, 
     if not entries and not empty:
         raise invalid(name, "empty", "at least one HOST:PORT")
     if len(entries) > MAX_ENTRIES:
-        raise invalid(name, f"{len(entries)} entries, at most {MAX_ENTRIES} are taken")
+        raise invalid(name, f"{len(entries)} entries, at most {MAX_ENTRIES} are taken", "make several tunnels")
     return tuple(Target.parse(text, f"{name}[{index}]") for index, text in enumerate(entries))
 
 
 def data_server(text: str, name: str) -> str:
     """What may be the name of a data server type; whether it is one, the gateway knows."""
     if not text or len(text) > MAX_LABEL or not text.isprintable():
-        raise invalid(name, f"{shown(text)} is not a data server type")
+        raise invalid(name, f"{shown(text)} is not a data server type", "Haproxy, Nginx or Stunnel")
     return text
 
 
 def label(text: str, name: str) -> str:
     """A tunnel's name for people."""
     if len(text) > MAX_LABEL or not text.isprintable():
-        raise invalid(name, f"{shown(text)} is not printable text of at most {MAX_LABEL} characters")
+        raise invalid(name, f"{shown(text)} is not printable text", f"at most {MAX_LABEL} characters, no line breaks")
     return text
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from scistreamd import dataserver
@@ -22,7 +22,7 @@ class Planner:
 
     ``launcher_of`` says which launcher runs a data server type; ``any_address``
     is the wildcard that inbound listeners bind where no address is set; ``dialable``
-    an address of this host for answers to callers who reached none.
+    an address of this host for answers to callers who reached none; ``own_addresses`` those that it has, for people.
     """
 
     settings: Settings
@@ -30,6 +30,7 @@ class Planner:
     launcher_of: Callable[[DataServerType], Launcher]
     any_address: IPAddress
     dialable: Callable[[], IPAddress | None] = lambda: None
+    own_addresses: Callable[[], Sequence[IPAddress]] = tuple
 
     def tunnel(self, caller: Caller, uid: Uid, role: Role, count: int, options: Options) -> Tunnel:
         """A tunnel that holds nothing yet.
@@ -72,7 +73,7 @@ class Planner:
         configured = self.settings.listen_inbound if inbound else self.settings.listen_outbound
         asked = {listen.address for listen in tunnel.options.listen}
         if len(asked) > 1:
-            raise invalid("listen", "the listeners of one tunnel share one address")
+            raise invalid("listen", "the listeners of one tunnel share one address", "make several tunnels")
         fixed = configured is not None and not configured.is_unspecified
         if asked and fixed and asked != {configured}:
             raise ScistreamError(
@@ -84,12 +85,19 @@ class Planner:
         if chosen is not None and not chosen.is_unspecified:
             return chosen
         if tunnel.owner.reached is None:
-            raise ScistreamError(
-                Code.FAILED_PRECONDITION,
-                "listen: an outbound listener is not encrypted and never binds every address",
-                "set listen.outbound to the address that the application dials",
-            )
+            raise self._no_wildcard()
         return tunnel.owner.reached
+
+    def _no_wildcard(self) -> ScistreamError:
+        found = [str(address) for address in self.own_addresses()]
+        here = f"; this host has {', '.join(found)}" if found else ""
+        example = found[0] if found else "ADDRESS"
+        return ScistreamError(
+            Code.FAILED_PRECONDITION,
+            f"listen: an outbound listener is not encrypted and never binds every address{here}",
+            "ask for the one that the application dials by the option listen, or set it in scistreamd.toml:"
+            f' listen.outbound = "{example}"',
+        )
 
 
 def _mortal(kind: DataServerType) -> str:

@@ -26,7 +26,7 @@ def create(options: Namespace) -> int:
     """``s2ctl cert create``: write key and certificate, say what they are and what comes next."""
     certificate, key = Path(options.out), Path(options.key)
     if certificate == key:
-        raise invalid("key", "certificate and key cannot be one file")
+        raise invalid("key", "certificate and key cannot be one file", "--out and --key name two")
     if not options.force:
         _refuse_existing(key, certificate)
     names, ips = tuple(options.dns), tuple(options.ip)
@@ -81,13 +81,15 @@ def _read(path: Path) -> list[x509.Certificate]:
     except FileNotFoundError:
         raise ScistreamError(Code.NOT_FOUND, f"{path} is not there", "s2ctl cert create makes one") from None
     except OSError as error:
-        raise ScistreamError(Code.FAILED_PRECONDITION, f"cannot read {path}: {error.strerror}") from None
+        raise ScistreamError(
+            Code.FAILED_PRECONDITION, f"cannot read {path}: {error.strerror}", "may you read it?"
+        ) from None
     if not blocks:
-        raise invalid("FILE", f"{path} holds no certificate in PEM form")
+        raise invalid("FILE", f"{path} holds no certificate in PEM form", "it begins with -----BEGIN CERTIFICATE-----")
     try:
         return [x509.load_pem_x509_certificate(b"-----BEGIN CERTIFICATE-----" + block) for block in blocks]
     except ValueError:
-        raise invalid("FILE", f"{path} holds a damaged certificate") from None
+        raise invalid("FILE", f"{path} holds a damaged certificate", "copy it from the gateway again") from None
 
 
 def _facts(certificate: x509.Certificate) -> dict[str, str | list[str]]:

@@ -93,7 +93,7 @@ def show_certificate(context: ssl.SSLContext, certificate: str, key: str | None)
     except FileNotFoundError:
         raise ScistreamError(Code.NOT_FOUND, f"client-cert: {certificate} or its key is not there") from None
     except ssl.SSLError as error:
-        problem = f"{certificate} is no PEM certificate with its key: {error.reason}"
+        problem = f"{certificate} is no PEM certificate with its key" + (f": {error.reason}" if error.reason else "")
         raise invalid("client-cert", problem, "--client-key names the file of the key") from None
     except OSError as error:
         raise ScistreamError(Code.NOT_FOUND, f"client-cert: {certificate}: {error.strerror}") from None

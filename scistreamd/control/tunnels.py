@@ -107,14 +107,14 @@ class TunnelsService:
 
     async def _extend(self, message: pb.ExtendRequest, metadata: wire.Metadata, trail: Trail) -> pb.Tunnel:
         if message.lifetime > MAX_LIFETIME:
-            raise invalid("lifetime", f"{message.lifetime} is more than {MAX_LIFETIME} seconds")
+            raise invalid("lifetime", f"{message.lifetime} is more than {MAX_LIFETIME} seconds", "0 is no end")
         grant = self._granted(trail, Verb.UPDATE, metadata, "Extend")
         trail.tunnel = self._tunnels.own_id(grant, message.name, change=True)
         return tunnel(await self._tunnels.extend(grant, trail.tunnel, message.lifetime))
 
     async def _release(self, message: pb.ReleaseRequest, metadata: wire.Metadata, trail: Trail) -> pb.ReleaseResponse:
         if message.drain > _MAX_DRAIN:
-            raise invalid("drain", f"{message.drain} is more than {_MAX_DRAIN} seconds")
+            raise invalid("drain", f"{message.drain} is more than {_MAX_DRAIN} seconds", "0 ends streams at once")
         grant = self._granted(trail, Verb.RELEASE, metadata, "Release")
         trail.tunnel = self._tunnels.own_id(grant, message.name, change=True)
         await self._tunnels.end(grant, trail.tunnel, message.drain)

@@ -72,7 +72,9 @@ def parse_req(message: pb.Request, metadata: Metadata = ()) -> ReqCall:
     uid = Uid.parse(message.uid)
     role = Role.parse(message.role)
     if not 1 <= message.num_conn <= 65535:
-        raise invalid("num_conn", f"{message.num_conn} is not a number from 1 to 65535")
+        raise invalid(
+            "num_conn", f"{message.num_conn} is not a number from 1 to 65535", "one listener for each of them"
+        )
     if message.rate < 0:
         raise invalid("rate", f"{message.rate} is negative", "kB/s, 0 for no limit")
     return ReqCall(uid, role, message.num_conn, parse_options(metadata, message.rate))
@@ -162,7 +164,11 @@ def _own(metadata: Metadata) -> dict[str, str]:
 
 def _lifetime(text: str) -> int:
     if not _DIGITS.fullmatch(text) or not 1 <= int(text) <= MAX_LIFETIME:
-        raise invalid(LIFETIME, f"{shown(text)} is not a number of seconds from 1 to {MAX_LIFETIME}")
+        raise invalid(
+            LIFETIME,
+            f"{shown(text)} is not a number of seconds",
+            f"from 1 to {MAX_LIFETIME}; without it there is no end",
+        )
     return int(text)
 
 
@@ -172,7 +178,7 @@ def _label(text: str) -> str:
     try:
         decoded = unquote_to_bytes(text).decode("utf-8")
     except UnicodeDecodeError:
-        raise invalid(LABEL, f"{shown(text)} is not percent-encoded UTF-8") from None
+        raise invalid(LABEL, f"{shown(text)} is not percent-encoded UTF-8", "encode its UTF-8 octets") from None
     return options.label(decoded, LABEL)
 
 
@@ -182,7 +188,7 @@ def _networks(text: str) -> tuple[IPNetwork, ...]:
 
 def _flag(text: str, name: str) -> bool:
     if text not in ("true", "false"):
-        raise invalid(name, f"{shown(text)} is neither true nor false")
+        raise invalid(name, f"{shown(text)} is neither true nor false", "leave the key out for false")
     return text == "true"
 
 

@@ -450,12 +450,21 @@ async def test_what_is_not_there(
 
 
 async def test_peer_and_a_call_without_interface(client: Client) -> None:
-    assert await client.raw("/any/where", names.PEER, "Ping") == []
-    for _ in range(2):
-        [machine] = await client.raw(names.ROOT, names.PEER, "GetMachineId")
-        assert len(machine) == 32
+    ids = [
+        each.read_text().strip() for each in map(Path, ("/etc/machine-id", "/var/lib/dbus/machine-id")) if each.exists()
+    ]
+    for interface in (names.PEER, None):
+        assert await client.raw("/any/where", interface, "Ping") == []
+        [machine] = await client.raw(names.ROOT, interface, "GetMachineId")
+        assert machine == ids[0]
     assert await client.raw(names.ROOT, None, "ListTunnels") == [[]]
     assert await client.raw(names.ROOT, names.PROPERTIES, "GetAll", "s", names.INTROSPECTABLE) == [{}]
+
+
+async def test_a_refusal_is_short(client: Client) -> None:
+    with pytest.raises(Refused) as caught:
+        await client.raw(names.ROOT, names.PROPERTIES, "GetAll", "s", "x" * 70000)
+    assert len(caught.value.text) < 2000
 
 
 async def test_no_traceback_leaves(
