@@ -39,7 +39,8 @@ fuzz: setup
 testssl: setup
 	TESTSSL=whole .venv/bin/python -m pytest --timeout 900 tests/service/test_testssl.py
 
-demo: setup
+demo:
+	@tests/setup.sh demo
 	@.venv/bin/python -m tests.demo
 
 bench: setup
