@@ -162,7 +162,10 @@ class Refusal(GRPCError):
         """Answer with trailers alone."""
         metadata = [(wire.HINT, quote(self._hint))] if self._hint else []
         metadata += [(wire.CHALLENGE, quote(each)) for each in self._challenges]
-        await stream.send_trailing_metadata(status=self.status, status_message=self.message, metadata=metadata)
+        try:
+            await stream.send_trailing_metadata(status=self.status, status_message=self.message, metadata=metadata)
+        except ProtocolError:
+            raise _gone() from None
 
 
 async def outcome(
@@ -205,4 +208,10 @@ async def deliver(stream: Stream[Any, _Reply], reply: _Reply, warnings: Iterable
     except asyncio.TimeoutError:
         raise GRPCError(Status.DEADLINE_EXCEEDED, "the caller did not take the reply") from None
     except ProtocolError:
-        raise GRPCError(Status.CANCELLED, "the caller went away before the reply") from None
+        raise _gone() from None
+
+
+def _gone() -> asyncio.CancelledError:
+    """The caller has reset the stream, and what was told our task of that came late or, before Python 3.12, got lost in
+    a wait_for: grpclib is to see the end that it expects of such a task."""
+    return asyncio.CancelledError("the caller went away before the answer")

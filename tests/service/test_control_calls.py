@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
 import re
@@ -20,7 +21,7 @@ from grpclib.reflection.v1.reflection_pb2 import ServerReflectionRequest
 from scistreamd.control import scistream_pb2 as pb
 from scistreamd.errors import BugError, Code, ScistreamError
 from scistreamd.gate import Verb
-from scistreamd.model import Caller, Role, Security, Target, Uid
+from scistreamd.model import Answer, Caller, Role, Security, Target, Uid
 
 from .control_kit import Port, Raw, control_port, framed, hello, new_uid, release, request, strings, until, update
 
@@ -221,6 +222,33 @@ async def test_a_cancelled_call_frees_its_ports_and_only_its_own() -> None:
         calls[0].cancel()
         await until(lambda: port.bench.freed == [Uid.parse(first)])
         assert list(port.bench.waiting) == [Uid.parse(second)]
+
+
+@pytest.mark.parametrize("outcome", [ScistreamError(Code.CANCELLED, "the tunnel has ended"), Answer(())])
+async def test_an_outcome_that_comes_as_the_caller_goes_is_no_fault(
+    outcome: ScistreamError | Answer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked, ended = asyncio.Event(), asyncio.Event()
+
+    async def late(*_: object) -> Answer:
+        asked.set()
+        try:
+            await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:  # as asyncio.wait_for does it before Python 3.12
+            ended.set()
+            if isinstance(outcome, Answer):
+                return outcome
+            raise outcome from None
+        raise AssertionError
+
+    async with control_port(foreign=True) as port, foreign(port) as client:
+        monkeypatch.setattr(port.bench, "request", late)
+        call = client.start("req", request(new_uid()))
+        await asked.wait()
+        call.cancel()
+        await ended.wait()
+        assert (await client.refused("req", request("no UID")))[0] is grpc.StatusCode.INVALID_ARGUMENT
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 async def test_a_deadline_of_the_caller_frees_its_ports() -> None:
