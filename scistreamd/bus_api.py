@@ -123,7 +123,7 @@ class BusApi:
         interfaces = introspection.interfaces(xml)
         self._objects = Objects(interfaces, self._gateway, tunnels.view, tunnels.tunnels, host.counters)
         self._announcer = Announcer(bus, self._gateway)
-        self._calls = Calls(self._table(), self._interfaces_at)
+        self._calls = Calls(self._table(), self._interfaces_at, self._who)
         self._unwatch: Callable[[], None] | None = None
 
     def start(self) -> None:
@@ -179,16 +179,22 @@ class BusApi:
         return bus_view.manager(settings, self._tunnels.free_ports, tunnels, self._gate.warnings)
 
     async def _caller(self, call: Call, trail: Trail) -> Caller:
+        caller = await self._person(call)
+        trail.who = str(caller)
+        return caller
+
+    async def _person(self, call: Call) -> Caller:
         user = await self._bus.user_of(call.sender)
-        caller = Caller(
+        return Caller(
             FRONT_DOOR,
             identity=Identity("local", str(user.number), user.name),
             user=user.number,
             bus_name=call.sender,
             interactive=call.interactive,
         )
-        trail.who = str(caller)
-        return caller
+
+    async def _who(self, call: Call) -> str:
+        return str(await self._person(call))
 
     async def _allowed(self, call: Call, trail: Trail, verb: Verb, tunnel_id: str = "") -> Grant:
         """The grant for a verb, on a tunnel where one is named."""

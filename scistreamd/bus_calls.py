@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
@@ -37,7 +38,9 @@ class Trail:
         if self.asked:
             rule = self.decided()
             by_rule = f" rule={rule}" if rule else ""
-            _audit.info("%s by %s tunnel=%s%s: %s", self.call.member, self.who, self.tunnel, by_rule, outcome)
+            about = {"about": self.tunnel} if self.tunnel != "-" else {}
+            line = (self.call.member, self.who, self.tunnel, by_rule, outcome)
+            _audit.info("%s by %s tunnel=%s%s: %s", *line, extra=about)
 
 
 Handler = Callable[[Call, Trail], Awaitable[tuple[Any, ...]]]
@@ -47,11 +50,18 @@ class Calls:
     """Answers method calls by a table of handlers, as the XML declares them."""
 
     def __init__(
-        self, handlers: Mapping[tuple[str, str], Handler], offered: Callable[[Call], Mapping[str, Interface]]
+        self,
+        handlers: Mapping[tuple[str, str], Handler],
+        offered: Callable[[Call], Mapping[str, Interface]],
+        who: Callable[[Call], Awaitable[str]],
     ) -> None:
-        """``handlers`` by interface and method; ``offered``: the interfaces of the object that is called."""
+        """``handlers`` by interface and method; ``offered``: the interfaces of the object that is called.
+
+        ``who`` names the caller of a call that is refused before anybody asked.
+        """
         self._handlers = handlers
         self._offered = offered
+        self._who = who
 
     async def answer(self, call: Call) -> Reply:
         """Do what the call asks for. Raises CallError alone, and no traceback leaves."""
@@ -66,6 +76,9 @@ class Calls:
             trail.close(error.name)
             raise
         except ScistreamError as error:
+            if trail.asked and trail.who == call.sender:
+                with contextlib.suppress(ScistreamError, CallError):  # it has left the bus
+                    trail.who = await self._who(call)
             trail.close(f"{error.code.name} {veiled(error.message)}")
             raise CallError(names.error_name(error.code), veiled(str(error))) from None
         except Exception:

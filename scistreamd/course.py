@@ -240,6 +240,9 @@ class Course:
         await tunnel.holding.limit(seconds)
         tunnel.expires = time.time() + seconds if seconds else 0
         self.books.save(tunnel)
+        _log.info(
+            "its lifetime is %s", f"{seconds} s from now on" if seconds else "not limited", extra={"tunnel": tunnel.id}
+        )
         if seconds:
             self.limit(tunnel, seconds, "its lifetime is over")
         else:

@@ -39,7 +39,10 @@ class TunnelFormatter(logging.Formatter):
 
 
 class JournalHandler(logging.Handler):
-    """Sends records to journald with the fields PRIORITY, LOGGER and, where they concern a tunnel, TUNNEL_ID."""
+    """Sends records to journald with the fields PRIORITY, LOGGER and, where they concern a tunnel, TUNNEL_ID.
+
+    A record that names the tunnel in its own words has the id as ``about``, else as ``tunnel``.
+    """
 
     def __init__(self, path: str, program: str) -> None:
         """``path``: journald's socket; ``program``: what `journalctl -t` finds us by."""
@@ -73,8 +76,8 @@ class JournalHandler(logging.Handler):
             "LOGGER": record.name,
             "SYSLOG_IDENTIFIER": self._program,
         }
-        if tunnel:
-            fields["TUNNEL_ID"] = tunnel
+        if about := tunnel or getattr(record, "about", ""):
+            fields["TUNNEL_ID"] = about
         return b"".join(_field(name, value) for name, value in fields.items())
 
 

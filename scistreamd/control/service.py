@@ -84,7 +84,8 @@ class Trail:
             return
         rule = self.grant.decided.rule if self.grant else ""
         by_rule = f" rule={rule}" if rule else ""
-        audit.info("%s by %s tunnel=%s%s: %s", self.call, self.caller, self.tunnel, by_rule, outcome)
+        about = {"about": self.tunnel} if self.tunnel != "-" else {}
+        audit.info("%s by %s tunnel=%s%s: %s", self.call, self.caller, self.tunnel, by_rule, outcome, extra=about)
 
 
 class ControlService:

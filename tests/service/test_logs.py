@@ -55,6 +55,11 @@ def test_a_record_has_its_priority_and_its_tunnel(journal: socket.socket, handle
         "SYSLOG_IDENTIFIER": "scistreamd",
         "TUNNEL_ID": "0123456789ab",
     }
+    audit = record("release by anonymous tunnel=0123456789ab: OK")
+    audit.about = "0123456789ab"
+    handler.emit(audit)
+    found = fields(journal.recv(65536))
+    assert (found["MESSAGE"], found["TUNNEL_ID"]) == (audit.getMessage(), "0123456789ab")
     handler.emit(record("serves"))
     assert "TUNNEL_ID" not in fields(journal.recv(65536))
 
