@@ -8,20 +8,16 @@ import dataclasses
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import cast
 
 import pytest
-import pytest_asyncio
 
 from scistreamd import sockets
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.interfaces import Bind, Tuning
 from scistreamd.keys import TunnelKeys
 from scistreamd.model import Endpoint, Role, Security, Uid
-from scistreamd.process import ProcessLauncher
-from scistreamd.runtime import runtime_directory
 from tests.service.dataplane_kit import (
     CHUNK,
     TYPES,
@@ -33,7 +29,6 @@ from tests.service.dataplane_kit import (
     drained,
     echo,
     endpoint,
-    field,
     pairs,
     poured,
 )
@@ -46,18 +41,6 @@ MARKER = b"beamline 7-BM, frame 000001: not for the eyes of others"
 TLS_1_2, TLS_1_3 = 0x0303, 0x0304
 TLS_AES_128_GCM_SHA256 = 0x1301
 ECDHE_PSK_WITH_NULL_SHA = 0xC039  # RFC 5489
-
-
-@pytest.fixture
-def runtime() -> Iterator[Path]:
-    with runtime_directory() as made:
-        yield made
-
-
-@pytest_asyncio.fixture
-async def scene(runtime: Path) -> AsyncIterator[Field]:
-    async with field(ProcessLauncher(runtime)) as made:
-        yield made
 
 
 def letter(text: bytes) -> Handler:

@@ -10,16 +10,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import socket
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from scistreamd.model import Endpoint, Security
-from scistreamd.process import ProcessLauncher
-from scistreamd.runtime import runtime_directory
-from tests.service.dataplane_kit import Field, Pair, close, closing, endpoint, field, pairs, poured
+from tests.service.dataplane_kit import Field, Pair, close, closing, endpoint, pairs, poured
 
 MEBIBYTES = 8
 STREAMS = 2
@@ -27,18 +22,6 @@ FIRST, LATE = b"first\n", b"late\n"
 WORD = b"the other direction has ended\n"
 # Of the reader's socket and its stream: the rest waits in the data servers and their sockets.
 READER_BUFFER = 32768
-
-
-@pytest.fixture
-def runtime() -> Iterator[Path]:
-    with runtime_directory() as made:
-        yield made
-
-
-@pytest_asyncio.fixture
-async def scene(runtime: Path) -> AsyncIterator[Field]:
-    async with field(ProcessLauncher(runtime)) as made:
-        yield made
 
 
 async def read_slowly(reader: asyncio.StreamReader) -> tuple[int, str]:

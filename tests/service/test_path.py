@@ -7,11 +7,10 @@ import contextlib
 import ipaddress
 import socket
 import struct
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from scistreamd.config import Settings
 from scistreamd.daemon import Gateway, Plugged
@@ -22,26 +21,13 @@ from scistreamd.keys import TunnelKeys
 from scistreamd.manager import Manager
 from scistreamd.model import Caller, Endpoint, Options, PortRange, Role, Security, Target, Uid
 from scistreamd.pathtest import PathTest
-from scistreamd.process import ProcessLauncher
 from scistreamd.runtime import runtime_directory
-from tests.service.dataplane_kit import TYPES, Field, Handler, Pair, answers, echo, endpoint, field, pairs
+from tests.service.dataplane_kit import TYPES, Field, Handler, Pair, answers, echo, endpoint, pairs
 from tests.service.dataplane_strangers import context
 from tests.service.netns_kit import in_netns, needs_root, run
 
 LOOPBACK = ipaddress.ip_address("127.0.0.1")
 SECONDS = 20.0  # under load; what is told apart below does not depend on it
-
-
-@pytest.fixture
-def runtime() -> Iterator[Path]:
-    with runtime_directory() as made:
-        yield made
-
-
-@pytest_asyncio.fixture
-async def scene(runtime: Path) -> AsyncIterator[Field]:
-    async with field(ProcessLauncher(runtime)) as made:
-        yield made
 
 
 class Counting:

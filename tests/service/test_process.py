@@ -11,7 +11,6 @@ import signal
 import socket
 import stat
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +22,6 @@ from scistreamd.errors import Code, ScistreamError
 from scistreamd.interfaces import Bind, LogSays, PortsBusy, Program, Told
 from scistreamd.model import Endpoint
 from scistreamd.process import ProcessLauncher
-from scistreamd.runtime import runtime_directory
 
 LOOPBACK = ipaddress.ip_address("127.0.0.1")
 ID = "0123456789ab"
@@ -50,12 +48,6 @@ while True:
     connection.sendall(f"{config} {os.getuid()} {os.environ['LISTEN_FDS']} {listen_pid}".encode())
     connection.close()
 """
-
-
-@pytest.fixture
-def runtime() -> Iterator[Path]:
-    with runtime_directory() as made:
-        yield made
 
 
 def free_port() -> int:

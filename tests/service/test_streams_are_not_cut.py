@@ -6,33 +6,16 @@ One test, since the waits are real: all pairs wait at the same time.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from scistreamd.model import Endpoint, Security
-from scistreamd.process import ProcessLauncher
-from scistreamd.runtime import runtime_directory
-from tests.service.dataplane_kit import Field, Pair, close, connected, drained, echo, field, pairs, poured
+from tests.service.dataplane_kit import Field, Pair, close, connected, drained, echo, pairs, poured
 
 IDLE_SECONDS = 121
 HALF_CLOSED_SECONDS = 75
 MEBIBYTES = 100
 QUESTION = b"the whole question, and no more\n" * 4096
-
-
-@pytest.fixture
-def runtime() -> Iterator[Path]:
-    with runtime_directory() as made:
-        yield made
-
-
-@pytest_asyncio.fixture
-async def scene(runtime: Path) -> AsyncIterator[Field]:
-    async with field(ProcessLauncher(runtime)) as made:
-        yield made
 
 
 class LateAnswer:

@@ -12,10 +12,8 @@ import json
 import os
 import ssl
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -26,7 +24,6 @@ from scistreamd.interfaces import CA_FILE, LEAF_FILE
 from scistreamd.keys import TunnelKeys
 from scistreamd.model import Role, Security, Uid
 from scistreamd.process import ProcessLauncher
-from scistreamd.runtime import runtime_directory
 from tests.service.control_kit import bound, control_port
 from tests.service.dataplane_kit import TYPES, Field, echo, field
 
@@ -96,12 +93,6 @@ async def test_the_control_port(tmp_path: Path) -> None:
     # Deployed clients are grpcio, old ones with TLS 1.2.
     assert {found["TLS1_2"][1], found["TLS1_3"][1]} <= {"offered", "offered with final"}
     assert found["TLS1_1"][1] == "not offered"
-
-
-@pytest.fixture
-def runtime() -> Iterator[Path]:
-    with runtime_directory() as made:
-        yield made
 
 
 def with_certificate(directory: Path, uid: Uid) -> list[str]:
