@@ -225,6 +225,7 @@ class Course:
             if first and tunnel.state in (State.READY, State.ACTIVE):
                 self.fail(tunnel, str(problem))
                 await self._ports.let_go(tunnel)
+                await self._flows.forget(tunnel)  # nothing of it is open any more, and others may get its ports
             raise
         if first and tunnel.options.lifetime:
             await self.set_lifetime(tunnel, tunnel.options.lifetime)

@@ -1,7 +1,8 @@
 """Openings in firewalld for tunnels, over its D-Bus interface (firewalld.dbus(5)): runtime rich rules, ours by a mark.
 
 firewalld forgets runtime rules when it is reloaded or restarted; they are made again then. A rule is ours when it
-has our priority and one port of the gateway's range; nothing else is ever changed.
+has our priority and one port of the gateway's range, on which no other gateway listens; nothing else is ever
+changed.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ import ipaddress
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from dbus_next import Message, MessageType
 
+from scistreamd import portview
 from scistreamd.bus_wire import Connection, from_wire, hang_up
+from scistreamd.closings import Closings
 from scistreamd.interfaces import Flow
 from scistreamd.model import IPNetwork, PortRange
 from scistreamd.nft.host import arrivals
@@ -27,8 +31,9 @@ _ZONE = f"{_NAME}.zone"
 _DBUS, _DBUS_PATH = "org.freedesktop.DBus", "/org/freedesktop/DBus"
 _SECONDS = 30.0
 _FOREVER = 0
-# Our mark: no tool and hardly a person chooses it. Negative, so that the rule stands before a zone's own refusals.
-_PRIORITY = -2626
+# Our mark: no tool and hardly a person chooses it. Positive, so that it stands behind what an operator refuses by a
+# rule, and before what his zone does to everything else.
+_PRIORITY = 2626
 _OURS = re.compile(rf'^rule priority="{_PRIORITY}" .*port port="(\d+)" protocol="(?:tcp|udp)" accept$')
 _MATCHES = (
     f"type='signal',sender='{_NAME}',interface='{_NAME}',member='Reloaded'",
@@ -50,10 +55,12 @@ class FirewalldError(Exception):
 class Firewalld:
     """A connection to firewalld, made when it is first needed. Used in one event loop."""
 
-    def __init__(self, ports: PortRange) -> None:
-        """``ports``: the gateway's range, in which rules with our mark are ours."""
+    def __init__(self, ports: PortRange, runtime: Path | None = None) -> None:
+        """``ports``: the gateway's range, in which rules with our mark are ours; ``runtime``: where scripts for
+        tunnels that outlive the daemon are kept, None: they do not."""
         self.runs = False
         self._ports = ports
+        self._closings = Closings(runtime, _closed_by) if runtime is not None else None
         self._bus: Connection | None = None
         self._lock = asyncio.Lock()
         self._flows: dict[str, Flow] = {}
@@ -105,7 +112,9 @@ class Firewalld:
             self._there.clear()
             return
         wanted = await self._rules(flow) if flow is not None else set()
-        for rule in wanted - there:
+        self._keep_scripts({tunnel_id: wanted})
+        # Those that are there too: a socket unit that is made anew for other ports ends once, and takes them with it.
+        for rule in wanted:
             await self._change("addRichRule", rule)
             self._there.setdefault(tunnel_id, set()).add(rule)
         kept_by_others = set().union(*(rules for each, rules in self._there.items() if each != tunnel_id))
@@ -120,9 +129,10 @@ class Firewalld:
         if not await self._present():
             return
         wanted = {flow.tunnel_id: await self._rules(flow) for flow in self._flows.values()}
+        self._keep_scripts(wanted, alone=True)
         every = set().union(*wanted.values())
         there = await self._ours()
-        for rule in there - every:
+        for rule in await self._leftovers(there - every):
             await self._change("removeRichRule", rule)
         for rule in every - there:
             await self._change("addRichRule", rule)
@@ -142,6 +152,16 @@ class Firewalld:
     def _is_ours(self, rule: str) -> bool:
         matched = _OURS.match(rule)
         return matched is not None and self._ports.first <= int(matched[1]) <= self._ports.last
+
+    async def _leftovers(self, rules: set[Rule]) -> set[Rule]:
+        """Those that no other gateway of this host needs: on its ports somebody listens, and no tunnel of ours."""
+        look = await asyncio.to_thread(portview.look, False) if rules else None
+        mine = {bind.endpoint.port for flow in self._flows.values() for bind in flow.binds}
+        theirs = {each.port for each in look.sockets} - mine if look is not None else set()
+        kept = {rule for rule in rules if (matched := _OURS.match(rule[1])) and int(matched[1]) in theirs}
+        for zone, rule in sorted(kept):
+            _log.info("left alone, for another program listens there: `%s` in zone %s", rule, zone)
+        return rules - kept
 
     async def _rules(self, flow: Flow) -> set[Rule]:
         """What lets the flow's peers in: a rule a port and network in each zone that they come through."""
@@ -182,6 +202,14 @@ class Firewalld:
         except FirewalldError as problem:
             if not str(problem).startswith(("ALREADY_ENABLED", "NOT_ENABLED")):
                 raise
+
+    def _keep_scripts(self, wanted: Mapping[str, set[Rule]], *, alone: bool = False) -> None:
+        """Have scripts that undo these rules of tunnels; ``alone``: and for no other tunnels."""
+        try:
+            if self._closings is not None:
+                self._closings.keep(wanted, alone=alone)
+        except OSError as problem:
+            raise FirewalldError(f"{problem.filename}: {problem.strerror}") from problem
 
     # The bus
 
@@ -247,6 +275,10 @@ class Firewalld:
         if reply.message_type is MessageType.ERROR:
             raise FirewalldError(str(reply.body[0]) if reply.body else str(reply.error_name))
         return list(reply.body)
+
+
+def _closed_by(rule: Rule) -> list[str]:
+    return ["busctl", "--auto-start=no", "call", _NAME, _PATH, _ZONE, "removeRichRule", "ss", *rule]
 
 
 def rules_for(port: int, allow_from: Sequence[IPNetwork], *, udp: bool) -> set[str]:

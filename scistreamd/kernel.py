@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 from scistreamd.config import FirewallMode, Settings
 from scistreamd.firewall import Firewall
@@ -19,15 +20,18 @@ _TABLE = "scistream"
 
 
 @contextlib.asynccontextmanager
-async def kernel_traffic(settings: Settings, *, lasting: bool) -> AsyncIterator[tuple[Traffic, ...]]:
+async def kernel_traffic(
+    settings: Settings, *, lasting: bool, runtime: Path | None = None
+) -> AsyncIterator[tuple[Traffic, ...]]:
     """The parts, in the order of asking, until the daemon ends.
 
     ``lasting``: whether what they did outlives the daemon, as its tunnels do.
-    A host has one such daemon, and as many others as there are.
+    A host has one such daemon, and as many others as there are. ``runtime``:
+    where that one keeps what undoes its work when a tunnel ends without it.
     """
     table = NftTable(_TABLE if lasting else f"{_TABLE}-{secrets.token_hex(4)}", lasting=lasting)
     try:
-        firewalld = Firewalld(settings.port_range) if settings.firewall is FirewallMode.MANAGE else None
+        firewalld = Firewalld(settings.port_range, runtime) if settings.firewall is FirewallMode.MANAGE else None
         # The firewall last: it is judged with the rules of ours.
         yield Guard(table), Rates(table), Firewall(settings.firewall, settings.port_range, firewalld)
     finally:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 from scistreamd import __version__
 from scistreamd.cli import output
 from scistreamd.cli.options import EXIT_USAGE, Parser, UsageError
-from scistreamd.config import Settings
+from scistreamd.config import FirewallMode, Settings
 from scistreamd.errors import Code, ScistreamError
 
 if TYPE_CHECKING:
@@ -159,8 +159,9 @@ async def _plug(
             runtime,
             keepalive_idle=settings.tuning.keepalive_idle_seconds,
             reserved_seconds=max(600, settings.times.hello + settings.times.update + 60),
+            closing=settings.firewall is FirewallMode.MANAGE,
         )
-        async with kernel_traffic(settings, lasting=True) as traffic, packet_count() as passing:
+        async with kernel_traffic(settings, lasting=True, runtime=runtime) as traffic, packet_count() as passing:
             yield Plugged(
                 launcher=launcher,
                 store=FileStore(_state() / "tunnels", runtime / "ended"),

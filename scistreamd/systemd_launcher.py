@@ -43,13 +43,15 @@ class SystemdLauncher:
         keepalive_idle: int = 60,
         reserved_seconds: float = 600,
         limits: Limits | None = None,
+        closing: bool = False,
     ) -> None:
         """``runtime``: a directory of the daemon's own below /run that it leaves behind when it ends.
 
         ``start_seconds``: how long a data server may take until it says that it
         accepts. ``reserved_seconds``: for how long listeners are held at most
         until `serve`; longer than the manager waits, for this is for the case
-        that no daemon runs.
+        that no daemon runs. ``closing``: whether tunnels can have scripts that
+        run at their ends (`units.closing`).
         """
         self.systemd = systemd
         self.runtime = runtime
@@ -57,6 +59,7 @@ class SystemdLauncher:
         self._keepalive_idle = keepalive_idle
         self.reserved_seconds = reserved_seconds
         self._limits = limits or Limits()
+        self._closing = closing
         self._found: dict[str, dict[str, UnitState]] | None = None
         # Many starts at the same time finish no sooner, and the last of them would run into its time limit.
         self.starting = asyncio.Semaphore(4 * (os.cpu_count() or 1))
@@ -193,6 +196,7 @@ class SystemdLauncher:
             keepalive_idle=self._keepalive_idle,
             reserved_seconds=self.reserved_seconds,
             limits=self._limits,
+            closes=self._closing,
         )
         kept.step_aside()
         try:

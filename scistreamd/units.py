@@ -17,7 +17,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import PurePath, PurePosixPath
 from typing import Any
 
 from scistreamd.errors import BugError
@@ -30,6 +30,9 @@ PATTERN = "scistream-*"
 # What the service runs, a file beside the configuration: a unit's command cannot change, what it reads can.
 SCRIPT = "run.sh"
 WAITING = "exec sleep infinity\n"
+
+# The end of the name of a tunnel's script that runs once its listeners are closed, whoever closed them.
+CLOSING = ".closing"
 
 _TUNNEL_UNIT = re.compile(r"scistream-([0-9a-f]{12})\.(socket|service)", re.ASCII)
 _ANY_UNIT = re.compile(r"scistream-([0-9a-f]{12})(?:-end[0-9]*)?\.(?:socket|service|timer)", re.ASCII)
@@ -108,15 +111,17 @@ def timer_number(unit: str) -> int:
 
 def tunnel_units(
     tunnel_id: str, binds: Sequence[Bind], places: Places, runtime: PurePosixPath, *, keepalive_idle: int,
-    reserved_seconds: float, limits: Limits,
+    reserved_seconds: float, limits: Limits, closes: bool = False,
 ) -> tuple[Unit, ...]:  # fmt: skip
     """All units of a tunnel, the one to start first; it ends after ``reserved_seconds`` if that timer stays.
 
     ``runtime`` is the daemon's directory, of which the data server sees what is in ``places`` alone.
+    ``closes``: the script `closing` runs at the end, where it is there.
     """
     names = Names(tunnel_id)
+    script = str(closing(runtime, tunnel_id)) if closes else ""
     return (
-        Unit(names.socket, _socket(names, binds, keepalive_idle)),
+        Unit(names.socket, _socket(names, binds, keepalive_idle, script)),
         Unit(names.service, _service(names, places, runtime, limits)),
         *end_units(tunnel_id, 0, reserved_seconds),
     )
@@ -141,13 +146,18 @@ def script(program: Program, preload: str = "") -> str:
     return f"{variables}exec {shlex.join(program.argv)}\n"
 
 
+def closing(runtime: PurePath, tunnel_id: str) -> PurePath:
+    """The script that runs once the tunnel's listeners are closed; it may be missing."""
+    return runtime / f"{tunnel_id}{CLOSING}"
+
+
 def listen(binds: Sequence[Bind]) -> list[list[str]]:
     """The value of ``Listen``; inherited sockets are in this order (sd_listen_fds(3))."""
     kinds = ("Stream", "Datagram")
     return [[kind, str(bind.endpoint)] for bind in binds for kind in kinds[: 2 if bind.udp else 1]]
 
 
-def _socket(names: Names, binds: Sequence[Bind], keepalive_idle: int) -> tuple[Property, ...]:
+def _socket(names: Names, binds: Sequence[Bind], keepalive_idle: int, script: str) -> tuple[Property, ...]:
     wildcard = any(bind.endpoint.is_wildcard for bind in binds)
     return (
         *_about(names, f"SciStream tunnel {names.tunnel_id}: listeners"),
@@ -155,6 +165,7 @@ def _socket(names: Names, binds: Sequence[Bind], keepalive_idle: int) -> tuple[P
         # Sockets go to system.slice by default, and would outlive a stop of our slice.
         Property("Slice", "s", SLICE),
         Property("Wants", "as", [names.timer()]),
+        *_at_end(script),
         Property("BindIPv6Only", "s", "both" if wildcard else "ipv6-only"),
         Property("Backlog", "u", 4096),
         Property("KeepAlive", "b", True),
@@ -163,6 +174,11 @@ def _socket(names: Names, binds: Sequence[Bind], keepalive_idle: int) -> tuple[P
         Property("TriggerLimitIntervalUSec", "t", 0),
         Property("TriggerLimitBurst", "u", 0),
     )
+
+
+def _at_end(script: str) -> tuple[Property, ...]:
+    command = f"test ! -e {script} || . {script}"
+    return (Property("ExecStopPost", "a(sasb)", [_command("/bin/sh", "-c", command)]),) if script else ()
 
 
 def _service(names: Names, places: Places, runtime: PurePosixPath, limits: Limits) -> tuple[Property, ...]:

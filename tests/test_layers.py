@@ -32,7 +32,7 @@ ADAPTERS = {
     "rates", "taken", "tc", "routes",
     "counterbooks", "sockdiag", "metrics", "metrics_http", "packetcount",
     "pathtest", "pathrate", "pskhello",
-    "nft_dump", "host_view", "firewall", "firewalld",
+    "nft_dump", "host_view", "firewall", "firewalld", "closings",
 }  # fmt: skip
 # What a command line tool and the daemon do alike.
 SHARED = {"addresses", "files", "selfsigned", "tokenfile", "validity"}

@@ -123,8 +123,10 @@ def bind(address: str, port: int, udp: bool = False) -> Bind:
     return Bind(Endpoint(ipaddress.ip_address(address), port), udp)
 
 
-def made(*binds: Bind) -> tuple[units.Unit, ...]:
-    return units.tunnel_units(ID, binds, PLACES, RUNTIME, keepalive_idle=60, reserved_seconds=300, limits=Limits())
+def made(*binds: Bind, closes: bool = False) -> tuple[units.Unit, ...]:
+    return units.tunnel_units(
+        ID, binds, PLACES, RUNTIME, keepalive_idle=60, reserved_seconds=300, limits=Limits(), closes=closes
+    )
 
 
 def table(unit: units.Unit) -> dict[str, tuple[str, object]]:
@@ -138,6 +140,14 @@ def test_the_four_units_of_a_tunnel() -> None:
     tables = {unit.name: table(unit) for unit in made(bind("192.0.2.1", 5100), bind("2001:db8::1", 5101))}
     assert list(tables) == [f"scistream-{ID}{end}" for end in (".socket", ".service", "-end.timer", "-end.service")]
     assert list(tables.values()) == [SOCKET, SERVICE, TIMER, END]
+
+
+def test_a_script_runs_once_the_listeners_are_closed() -> None:
+    tables = [table(unit) for unit in made(bind("192.0.2.1", 5100), bind("2001:db8::1", 5101), closes=True)]
+    script = f"/run/scistreamd/{ID}.closing"
+    words = ["/bin/sh", "-c", f"test ! -e {script} || . {script}"]
+    assert tables[0] == SOCKET | {"ExecStopPost": ("a(sasb)", [["/bin/sh", words, False]])}
+    assert tables[1:] == [SERVICE, TIMER, END]
 
 
 def test_udp_follows_tcp_and_the_wildcard_takes_ipv4_as_well() -> None:

@@ -181,11 +181,13 @@ def flow(name: str, *allow_from: str, port: int = PORT, address: str = HOST4) ->
     return Flow(name, Role.PROD, (bind,), allow_from=networks)
 
 
-def manage(arena: Arena, walls: Walls, work: Callable[[Firewall], Coroutine[Any, Any, None]]) -> None:
+def manage(
+    arena: Arena, walls: Walls, work: Callable[[Firewall], Coroutine[Any, Any, None]], runtime: Path | None = None
+) -> None:
     """Run it with a daemon's part that opens firewalld, in the host's namespace and on its bus."""
 
     async def life() -> None:
-        firewall = Firewall(FirewallMode.MANAGE, PORTS, Firewalld(PORTS))
+        firewall = Firewall(FirewallMode.MANAGE, PORTS, Firewalld(PORTS, runtime))
         try:
             await work(firewall)
         finally:
@@ -211,7 +213,7 @@ def reaches(arena: Arena, source: str, target: str = HOST4) -> bool:
 
 def test_an_opening_lasts_as_long_as_its_tunnel(arena: Arena, firewalld: Walls) -> None:
     firewalld.run("firewall-cmd --zone=drop --change-interface=eth0")
-    foreign = 'rule priority="-2626" family="ipv4" source address="203.0.113.0/24" port port="80" protocol="tcp" accept'
+    foreign = 'rule priority="2626" family="ipv4" source address="203.0.113.0/24" port port="80" protocol="tcp" accept'
     firewalld.run(f"firewall-cmd --zone=drop --add-rich-rule='{foreign}'")
     before = rich_rules(firewalld)
 
@@ -244,7 +246,7 @@ async def until(held: Callable[[], bool]) -> None:
         await asyncio.sleep(0.1)
 
 
-def test_a_crash_leaves_no_opening_and_nothing_of_others_goes(arena: Arena, firewalld: Walls) -> None:
+def test_a_crash_leaves_no_opening_and_nothing_of_others_goes(arena: Arena, firewalld: Walls, tmp_path: Path) -> None:
     firewalld.run("firewall-cmd --zone=drop --change-interface=eth0")
     foreign = 'rule family="ipv4" source address="203.0.113.0/24" port port="5101" protocol="tcp" accept'
     firewalld.run(
@@ -254,17 +256,32 @@ def test_a_crash_leaves_no_opening_and_nothing_of_others_goes(arena: Arena, fire
     async def crash(firewall: Firewall) -> None:
         await firewall.apply(flow("aaaaaaaaaaaa"))
         await firewall.apply(flow("bbbbbbbbbbbb", port=5103))
+        await firewall.apply(flow("cccccccccccc", "10.1.0.0/24", port=5104))
 
-    manage(arena, firewalld, crash)
+    manage(arena, firewalld, crash, tmp_path)
+    assert len(rich_rules(firewalld)) == 4
+    # What a socket unit runs where its tunnel ends without a daemon.
+    script = tmp_path / "cccccccccccc.closing"
+    firewalld.run(script.read_text())
     assert len(rich_rules(firewalld)) == 3
+
+    async def another(firewall: Firewall) -> None:
+        """On 5100 somebody listens, as for another gateway."""
+        await firewall.reconcile([])
+        assert len(rich_rules(firewalld)) == 2
+
+    manage(arena, firewalld, another)
+    assert reaches(arena, PEER4)
 
     async def again(firewall: Firewall) -> None:
         assert await firewall.reconcile([flow("aaaaaaaaaaaa")]) == {"aaaaaaaaaaaa": ()}
+        assert [each.name for each in tmp_path.iterdir()] == ["aaaaaaaaaaaa.closing"]
         assert len(rich_rules(firewalld)) == 2
         assert reaches(arena, PEER4)
         await firewall.forget("aaaaaaaaaaaa")
 
-    manage(arena, firewalld, again)
+    manage(arena, firewalld, again, tmp_path)
+    assert not list(tmp_path.iterdir())
     assert rich_rules(firewalld) == [foreign]
     assert firewalld.run("firewall-cmd --zone=drop --list-ports") == "5102/tcp\n"
 
@@ -276,6 +293,22 @@ def test_what_an_opening_cannot_undo_is_told(arena: Arena, firewalld: Walls) -> 
     async def life(firewall: Firewall) -> None:
         [warning] = await firewall.apply(flow("aaaaaaaaaaaa"))
         assert "dropped by `tcp dport 5100 drop` in table inet mine chain in" in warning
+        await firewall.forget("aaaaaaaaaaaa")
+
+    manage(arena, firewalld, life)
+
+
+def test_an_opening_lets_in_nobody_whom_a_rule_refuses(arena: Arena, firewalld: Walls) -> None:
+    firewalld.run(
+        "firewall-cmd --zone=drop --change-interface=eth0 && "
+        "firewall-cmd --zone=drop --add-rich-rule='rule family=ipv4 source address=10.1.0.77 drop'"
+    )
+
+    async def life(firewall: Firewall) -> None:
+        assert await firewall.apply(flow("aaaaaaaaaaaa")) == ()
+        assert reaches(arena, PEER4) and not reaches(arena, "10.1.0.77")
+        [warning] = await firewall.apply(flow("aaaaaaaaaaaa", "10.1.0.77/32"))
+        assert "10.1.0.77/32 is dropped" in warning
         await firewall.forget("aaaaaaaaaaaa")
 
     manage(arena, firewalld, life)
