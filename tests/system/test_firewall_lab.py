@@ -59,3 +59,16 @@ def test_require_refuses_it(gateway: Host) -> None:
     assert "the firewall blocks 192.168.20.10:5100" in said
     assert "`nft insert rule inet site in tcp dport 5100-5200 accept` lets them in" in said
     assert json.loads(gateway.run(["s2ctl", "list", "--json"]).stdout) == []
+
+
+def test_what_was_opened_closes_with_the_listeners_where_no_daemon_runs(gateway: Host) -> None:
+    gateway.write(CONFIG, 'firewall = "manage"\n')
+    gateway.run(["systemctl", "restart", "scistreamd"])
+    assert "opens firewalld alone, which does not run here" in make(gateway, "--listen", "192.168.20.10:5100")
+    [tunnel] = json.loads(gateway.run(["s2ctl", "list", "--json"]).stdout)
+    script, done = f"/run/scistreamd/{tunnel['id']}.closing", "/root/closed"
+    gateway.write(script, f"touch {done}\nrm {script}\n")
+    gateway.run(["systemctl", "stop", "scistreamd.socket", "scistreamd.service"])
+    gateway.run(["systemctl", "stop", "scistream.slice"])
+    gateway.run(["rm", done])
+    assert gateway.run(["ls", "/run/scistreamd"]).stdout == f"{tunnel['id']}\n"
