@@ -29,7 +29,8 @@ def client_secret(auth: Auth, environment: Mapping[str, str] = os.environ) -> st
     raise ScistreamError(
         Code.FAILED_PRECONDITION,
         "auth.oauth2.client_id is set, but its secret is not",
-        f"put it in a file (auth.oauth2.client_secret_file), in systemd's credential {CREDENTIAL}, or in {VARIABLE}",
+        "put it in a file (auth.oauth2.client_secret_file, s2cs --client-secret-file), in systemd's credential "
+        f"{CREDENTIAL}, or in the environment's {VARIABLE}",
     )
 
 

@@ -281,7 +281,9 @@ def _announce(listener: Endpoint, settings: Settings, options: argparse.Namespac
     if settings.require_auth:
         output.note("s2cs", f"callers log in at {oauth2.issuer} for the scope {oauth2.wanted_scope}")
     elif not listener.address.is_loopback:
-        output.note("s2cs", "no authentication is configured: whoever reaches the control port may use this gateway")
+        output.note(
+            "s2cs", "WARNING: no authentication is configured: whoever reaches the control port may use this gateway"
+        )
     secure = "Secure" if options.ssl else "INSECURE (plaintext)"
     print(f"{secure} gRPC Server started on {listener}", flush=True)
 

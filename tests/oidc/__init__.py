@@ -44,10 +44,14 @@ REDIRECT = "http://127.0.0.1:9/callback"
 
 
 class Provider:
-    """One running provider; ``clock``: seconds that its clock is ahead of ours."""
+    """One running provider; ``clock``: seconds that its clock is ahead of ours.
 
-    def __init__(self, clock: int = 0) -> None:
+    ``rfc8414``: it has its metadata where RFC 8414 says, and none where OpenID Connect Discovery does.
+    """
+
+    def __init__(self, clock: int = 0, *, rfc8414: bool = False) -> None:
         self.clock = clock
+        self.rfc8414 = rfc8414
         self.port = 0
         self.issuer = ""
         self._process: subprocess.Popen[bytes] | None = None
@@ -55,6 +59,8 @@ class Provider:
     async def start(self) -> None:
         """Start it, on the port that it had before if any; it has other keys, and knows no token, then."""
         environment = {**os.environ, "PORT": str(self.port), "CLOCK_OFFSET": str(self.clock)}
+        if self.rfc8414:
+            environment["RFC8414"] = "1"
         self._process = subprocess.Popen(
             ["node", str(HERE / "server.mjs")], env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
@@ -163,9 +169,9 @@ def _http(**more: Any) -> httpx.AsyncClient:
 
 
 @contextlib.asynccontextmanager
-async def provider(clock: int = 0) -> AsyncIterator[Provider]:
+async def provider(clock: int = 0, *, rfc8414: bool = False) -> AsyncIterator[Provider]:
     """A provider that runs until the end of the block."""
-    here = Provider(clock)
+    here = Provider(clock, rfc8414=rfc8414)
     await here.start()
     try:
         yield here

@@ -1,8 +1,9 @@
 // The OpenID provider of the tests: oidc-provider, on loopback, with clients and users of its own.
 //
 // Prints its issuer as the first line once it serves. Environment: PORT (0: a free one), CLOCK_OFFSET (seconds that its
-// clock is ahead). Beside the provider's own paths: whoever comes to log in is whom the header `x-test-user` names,
-// else alice, and consents to everything; `nobody` refuses. GET /test/counts says how often each path was asked for.
+// clock is ahead), RFC8414 (metadata where that alone looks). Beside the provider's own paths: whoever comes to log in is
+// whom the header `x-test-user` names, else alice, and consents to everything; `nobody` refuses. GET /test/counts says how
+// often each path was asked for.
 
 import { generateKeyPairSync } from 'node:crypto';
 import { createServer } from 'node:http';
@@ -11,6 +12,10 @@ import { Provider } from 'oidc-provider';
 const offset = Number(process.env.CLOCK_OFFSET ?? 0) * 1000;
 const now = Date.now;
 Date.now = () => now() + offset;
+
+// Where OpenID Connect Discovery 1.0 and RFC 8414 look; with RFC8414 in the environment it has its metadata there alone.
+const OIDC_METADATA = '/.well-known/openid-configuration';
+const OAUTH_METADATA = '/.well-known/oauth-authorization-server';
 
 const users = {
   alice: { email: 'alice@anl.example', email_verified: true, name: 'Alice', groups: ['beamline', 'staff'] },
@@ -118,12 +123,17 @@ server.listen(Number(process.env.PORT ?? 0), '127.0.0.1', () => {
   const provider = new Provider(issuer, configuration());
   provider.use(async (ctx, next) => {
     counts[ctx.path] = (counts[ctx.path] ?? 0) + 1;
-    if (ctx.path === '/test/counts') {
+    if (process.env.RFC8414 && ctx.path === OIDC_METADATA) {
+      ctx.status = 404;
+    } else if (ctx.path === '/test/counts') {
       ctx.body = counts;
     } else if (ctx.path.startsWith('/interaction/')) {
       ctx.respond = false;
       await interact(provider, ctx);
     } else {
+      if (process.env.RFC8414 && ctx.path === OAUTH_METADATA) {
+        ctx.path = OIDC_METADATA;
+      }
       await next();
     }
   });

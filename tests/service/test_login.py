@@ -35,15 +35,45 @@ def oidc() -> Iterator[Provider]:
     here.stop()
 
 
+KEYRING = "PYTHON_KEYRING_BACKEND"
+# A backend of the package `keyring`, as each desktop has one; with `locked` beside it nobody gives its password.
+RING = """
+import json, pathlib
+from keyring import backend, errors
+
+class Ring(backend.KeyringBackend):
+    priority = 5
+    path = pathlib.Path(__file__).with_name("ring.json")
+
+    def _all(self):
+        if self.path.with_name("locked").exists():
+            raise errors.KeyringLocked("Failed to unlock the collection!")
+        return json.loads(self.path.read_text()) if self.path.exists() else {}
+
+    def get_password(self, service, username):
+        return self._all().get(f"{service} {username}")
+
+    def set_password(self, service, username, password):
+        self.path.write_text(json.dumps({**self._all(), f"{service} {username}": password}))
+
+    def delete_password(self, service, username):
+        left = self._all()
+        del left[f"{service} {username}"]
+        self.path.write_text(json.dumps(left))
+"""
+
+
 @dataclass
 class User:
     """Somebody with a home of their own; what s2uc prints is read as it comes."""
 
     home: Path
+    keyring: str = "off"
 
     @property
     def environment(self) -> dict[str, str]:
-        return {"PATH": os.environ["PATH"], "HOME": str(self.home), "SCISTREAM_KEYRING": "off", "LC_ALL": "C.UTF-8"}
+        found = {"PATH": os.environ["PATH"], "HOME": str(self.home), "LC_ALL": "C.UTF-8", "PYTHONPATH": str(self.home)}
+        return found | ({"SCISTREAM_KEYRING": "off"} if self.keyring == "off" else {KEYRING: self.keyring})
 
     @property
     def tokens(self) -> Path:
@@ -151,6 +181,26 @@ async def test_without_standard_input_the_browser_brings_the_code(oidc: Provider
     assert process.returncode == 0, err
 
 
+async def test_where_there_is_a_keyring_the_tokens_are_in_that(oidc: Provider, user: User) -> None:
+    (user.home / "ring.py").write_text(RING)
+    ring, locked = user.home / "ring.json", user.home / "locked"
+    user.keyring = "ring.Ring"
+    assert (await user.log_in(oidc, "--scope", "scistream"))[0] == 0
+    assert [(each["access_token"], each["refresh_token"]) for each in user.logins] == [("", "")]
+    token = (await user.run("check-auth", "--show-token"))[1].splitlines()[-1]
+    assert token in ring.read_text() and await active(oidc, token)
+    locked.touch()
+    status, _, err = await user.run("check-auth")
+    assert (status, "Failed to unlock" in err, "SCISTREAM_KEYRING=off" in err) == (9, True, True)
+    locked.unlink()
+    user.keyring = "off"
+    status, out, _ = await user.run("check-auth")
+    assert (status, "keyring that cannot be had here" in out) == (16, True)
+    user.keyring = "ring.Ring"
+    assert (await user.run("logout"))[0] == 0
+    assert (json.loads(ring.read_text()), await active(oidc, token)) == ({}, False)
+
+
 async def test_a_scope_that_the_provider_does_not_give(oidc: Provider, user: User) -> None:
     status, out, err = await user.log_in(oidc, "--scope", "unheard-of")
     assert (status, "did not give the scope unheard-of" in err) == (0, True), (out, err)
@@ -229,9 +279,14 @@ async def test_wrong_words(oidc: Provider, user: User) -> None:
     assert (code, "tok-secret" in err, "damaged" in err) == (9, False, True)
 
 
-async def test_logout_where_the_provider_is_gone(user: User) -> None:
-    async with provider() as here:
+async def test_logout_where_the_provider_is_gone(user: User, tmp_path: Path) -> None:
+    """And before that: both sides find a provider that has no OpenID metadata."""
+    async with provider(rfc8414=True) as here:
         assert (await user.log_in(here, "--scope", "scistream"))[0] == 0
+        async with guarded(here, tmp_path) as asked:
+            status, _, err = await user.run("list", *at(asked), "--scope", "scistream")
+            assert status == 0, err
+        assert await here.asked("/.well-known/oauth-authorization-server") >= 2
     status, _, err = await user.run("logout")
     assert (status, "not revoked" in err) == (14, True)
     assert user.logins == []

@@ -10,7 +10,7 @@ from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
-from scistreamd.cli.auth.store import GLOBUS, Login, Store, full_scope, path_of
+from scistreamd.cli.auth.store import GLOBUS, Login, Store, path_of
 from scistreamd.cli.challenges import Offer, offers
 from scistreamd.cli.known import Binding, Known, KnownGateways, yes
 from scistreamd.cli.options import UsageError
@@ -95,10 +95,7 @@ class Tokens:
             raise ScistreamError(Code.UNAUTHENTICATED, "no token was sent", "ask the gateway's operator")
 
     def _typed(self) -> Login:
-        store = Store()
-        login = store.find(self._scope, self._issuer)
-        if login is None and self._issuer:
-            login = store.find(full_scope(self._scope, self._issuer), self._issuer)
+        login = Store().find(self._scope, self._issuer)
         if login is None:
             raise ScistreamError(
                 Code.UNAUTHENTICATED,
@@ -111,6 +108,13 @@ class Tokens:
         """The login's access token, renewed where it has ended."""
         if login.fresh(time.time()):
             return login.access_token
+        if login.out_of_reach:
+            raise ScistreamError(
+                Code.FAILED_PRECONDITION,
+                f"the token for {login.scope} is in a keyring that cannot be had here",
+                "use the session that you logged in from, or log in again and have it kept in a file: "
+                f"SCISTREAM_KEYRING=off {_again(login)}",
+            )
         if not login.refresh_token:
             raise ScistreamError(Code.UNAUTHENTICATED, f"the token for {login.scope} has expired", _again(login))
         return (await asyncio.to_thread(_renewed, login)).access_token

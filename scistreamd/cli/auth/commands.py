@@ -80,7 +80,7 @@ def check_auth(options: Namespace) -> int:
         output.result(json.dumps([_facts(each, secret=options.show_token) for each in found], indent=2))
     else:
         for each in found:
-            state = "logged in" if _counts(each) else "login ended"
+            state = "logged in" if _counts(each) or each.out_of_reach else "login ended"
             output.result(f"{each.scope}: {state}{_as(each)} at {each.issuer}{_until(each)}")
             if options.show_token and each.access_token:
                 output.result(each.access_token)
@@ -90,7 +90,7 @@ def check_auth(options: Namespace) -> int:
 def _meant(store: Store, options: Namespace) -> list[Login]:
     logins = store.logins()
     if options.scope:
-        logins = [each for each in logins if options.scope in (each.name, each.scope)]
+        logins = [each for each in logins if each.meant(options.scope)]
     return [each for each in logins if not options.issuer or each.issuer == options.issuer.rstrip("/")]
 
 
@@ -128,6 +128,8 @@ def _as(login: Login) -> str:
 
 
 def _until(login: Login) -> str:
+    if login.out_of_reach:
+        return ", its tokens are in a keyring that cannot be had here"
     if not _counts(login):
         return ", log in again: s2uc login"
     if not login.expires:

@@ -42,7 +42,7 @@ class Login:
 
     ``name`` is what the user typed for the scope. ``expires``: when the access
     token does, in seconds since the epoch, 0: not known. ``identity``: who has
-    logged in, as the provider says.
+    logged in, as the provider says. ``in_keyring``: the tokens are there, and not in the file.
     """
 
     issuer: str
@@ -54,6 +54,16 @@ class Login:
     expires: float = 0
     identity: str = ""
     audience: str = ""
+    in_keyring: bool = False
+
+    @property
+    def out_of_reach(self) -> bool:
+        """Whether there are tokens, in a keyring that cannot be had here."""
+        return self.in_keyring and not (self.access_token or self.refresh_token)
+
+    def meant(self, scope: str) -> bool:
+        """Whether a user who types this means its scope: as it was typed before, or in full, or Globus's short form."""
+        return scope in (self.name, self.scope) or full_scope(scope, self.issuer) == self.scope
 
     def fresh(self, now: float) -> bool:
         """Whether the access token can be sent as it is."""
@@ -73,9 +83,7 @@ class Store:
 
     def find(self, scope: str, issuer: str = "") -> Login | None:
         """The login that the user means by a scope, as it was typed or in full."""
-        found = [
-            each for each in self.logins() if scope in (each.name, each.scope) and (not issuer or each.issuer == issuer)
-        ]
+        found = [each for each in self.logins() if each.meant(scope) and (not issuer or each.issuer == issuer)]
         if len(found) > 1:
             issuers = ", ".join(each.issuer for each in found)
             raise ScistreamError(Code.INVALID_ARGUMENT, f"scope: logged in at several issuers: {issuers}", "--issuer")
@@ -141,10 +149,10 @@ class Store:
 
     def _without_secrets(self, login: Login) -> Login:
         if self._keyring is None:
-            return login
+            return replace(login, in_keyring=False)
         secrets = {name: getattr(login, name) for name in _SECRETS}
         self._asked("set_password", _account(login), json.dumps(secrets))
-        return replace(login, access_token="", refresh_token="")
+        return replace(login, access_token="", refresh_token="", in_keyring=any(secrets.values()))
 
     def _with_secrets(self, login: Login) -> Login:
         if login.access_token or self._keyring is None:
