@@ -29,6 +29,8 @@ from scistreamd.throttle import Throttle
 _REMEMBERED = 4096
 # What counts as a failure of who is known: trying what is not theirs.
 _TRYING = (Code.PERMISSION_DENIED, Code.NOT_FOUND)
+# And of who is not: many may come from one address, and nobody's right to call is at stake.
+_OF_STRANGERS = 0.1
 # What callers do to prove who they are, by the scheme of the challenge.
 _PROOFS = {
     "token": "bring a token of its operator (s2uc --token-file)",
@@ -115,6 +117,7 @@ class Gate:
         this peer, or who it proves to be, has failed too often lately.
         """
         if not credentials or not self._authenticators:
+            self._throttle.check(_stranger(caller), _OF_STRANGERS)
             return caller
         peer, digest = _network(caller.peer), _digest(credentials)
         if digest not in self._proven:
@@ -131,9 +134,13 @@ class Gate:
         return known
 
     def failed(self, caller: Caller, code: Code) -> None:
-        """A call of this caller has ended so; who is known and tries what is not theirs is slowed down."""
-        if caller.identity is not None and code in _TRYING:
+        """A call of this caller has ended so; who tries what is not theirs is slowed down."""
+        if code not in _TRYING:
+            return
+        if caller.identity is not None:
             self._throttle.fail(caller.principal)
+        else:
+            self._throttle.fail(_stranger(caller), _OF_STRANGERS)
 
     def _remember(self, digest: bytes) -> None:
         self._proven[digest] = None
@@ -347,6 +354,10 @@ def _network(peer: IPAddress | None) -> str:
     if isinstance(peer, ipaddress.IPv6Address):
         return str(ipaddress.IPv6Network((peer, 64), strict=False))
     return str(peer)
+
+
+def _stranger(caller: Caller) -> str:
+    return f"who has proved nothing at {_network(caller.peer)}"
 
 
 def _digest(credentials: Credentials) -> bytes:

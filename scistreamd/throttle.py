@@ -21,18 +21,18 @@ class Throttle:
         self._clock = clock
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # level, and when it was that
 
-    def check(self, key: str) -> None:
-        """RESOURCE_EXHAUSTED where the key has failed too often lately."""
-        over = self._level(key) - self.limits.burst + 1
+    def check(self, key: str, weight: float = 1) -> None:
+        """RESOURCE_EXHAUSTED where the key has failed too often lately; ``weight``: what each failure of it counts."""
+        over = self._level(key) - self.limits.burst + weight
         if over > 0:
             seconds = math.ceil(over * 60 / self.limits.per_minute)
             raise ScistreamError(
                 Code.RESOURCE_EXHAUSTED, "too many failures", f"stop what repeats them, and try again in {seconds} s"
             )
 
-    def fail(self, key: str) -> None:
+    def fail(self, key: str, weight: float = 1) -> None:
         """One more."""
-        level = min(self._level(key) + 1, float(self.limits.burst))
+        level = min(self._level(key) + weight, float(self.limits.burst))
         self._buckets[key] = (level, self._clock())
         self._buckets.move_to_end(key)
         while len(self._buckets) > _MOST:

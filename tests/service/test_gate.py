@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from scistreamd.config import Settings
+from scistreamd.config import Auth, Failures, Settings
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.gate import Gate, Grant, Verb
 from scistreamd.identity import Challenge, Credentials, Identity
@@ -244,6 +244,22 @@ def test_where_one_can_prove_oneself_loopback_must_too(network: HostNetwork) -> 
     assert caught.value.challenges
     gate.reconfigure(Settings(require_auth=False))
     assert gate.admit(here, Verb.CREATE)
+
+
+async def test_strangers_at_an_address_are_slowed_down_when_they_keep_trying(network: HostNetwork) -> None:
+    auth = Auth(failures=Failures(burst=3, per_minute=1))
+    gate = Gate(Settings(auth=auth, require_auth=False), network, None, [Authenticator("a", ALICE)])
+    gate.failed(FAR, Code.INVALID_ARGUMENT)
+    for _ in range(29):
+        assert await gate.identify(FAR, Credentials()) == FAR
+        gate.failed(FAR, Code.NOT_FOUND)
+    gate.failed(FAR, Code.PERMISSION_DENIED)
+    with pytest.raises(ScistreamError) as caught:
+        await gate.identify(FAR, Credentials())
+    assert caught.value.code is Code.RESOURCE_EXHAUSTED
+    elsewhere = replace(FAR, peer=ipaddress.ip_address("192.0.2.10"))
+    assert await gate.identify(elsewhere, Credentials()) == elsewhere
+    assert (await gate.identify(FAR, Credentials("a"))).identity == ALICE
 
 
 async def test_inbound_tunnels_serve_the_facility_and_outbound_ones_reach_any_peer(network: HostNetwork) -> None:
