@@ -148,6 +148,7 @@ class Gateway:
 
     async def close(self) -> None:
         """Serve nobody any more, and end the tunnels that end with the daemon."""
+        self.manager.hurry()  # else the doors wait for callers who wait for a drain
         for door in self._doors:
             await door.close()
         await self.server.close(_STOP_GRACE)

@@ -250,12 +250,14 @@ class Held(Protocol):
         Replaces the limit before. Where the tunnel ends with the daemon anyway, this does nothing.
         """
 
-    async def close(self, drain: float = 0) -> None:
-        """End the data server, free the ports, remove the files; safe to call twice.
+    async def drain(self, seconds: float) -> None:
+        """Let running streams end by themselves for so long at most, before `close`; may be cancelled, and repeated.
 
-        ``drain``: seconds for which running streams may end by themselves
-        while no new ones are taken.
+        No new ones are taken meanwhile, where launcher or data server can see to that.
         """
+
+    async def close(self) -> None:
+        """End the data server, free the ports, remove the files; safe to call twice."""
 
 
 class Launcher(Protocol):

@@ -281,6 +281,10 @@ class Manager:
         """How many tunnels there are, and how many the books hold: what hangs here hangs for every caller."""
         return len(self.tunnels()), self._course.books.count()
 
+    def hurry(self) -> None:
+        """The daemon is about to end: wait for no drain any more."""
+        self._course.hurry()
+
     async def close(self) -> None:
         """End every tunnel that lives with the daemon, and wait for what is under way."""
         await self._course.close()

@@ -341,17 +341,21 @@ class ProcessHeld:
             await asyncio.wait([self._supervisor])
             self._supervisor = None
 
-    async def close(self, drain: float = 0) -> None:
+    async def drain(self, seconds: float) -> None:
+        """See `interfaces.Held.drain`."""
+        await self._supervise_no_more()
+        if self._child and self._program and not self._closing:
+            await self._drain(self._child, self._program, seconds)
+
+    async def close(self) -> None:
         """See `interfaces.Held.close`."""
         if self._closing is None:
-            self._closing = asyncio.ensure_future(self._close(drain))
+            self._closing = asyncio.ensure_future(self._close())
         await asyncio.shield(self._closing)
 
-    async def _close(self, drain: float) -> None:
+    async def _close(self) -> None:
         try:
             await self._supervise_no_more()
-            if self._child and self._program and drain > 0:
-                await self._drain(self._child, self._program, drain)
             ending = [self._child.end(_END_GRACE)] if self._child else []
             # In this order: the end begins with SIGTERM, and nginx would try in vain to accept on a socket shut down.
             await asyncio.gather(*ending, self._stop_listening())

@@ -83,11 +83,9 @@ class Reservations:
 
     async def let_go(self, tunnel: Tunnel) -> None:
         """End the tunnel's data server and free its ports; a second time it does nothing."""
-        if tunnel.drain and tunnel.held is not None and tunnel.held.unit:
-            await self._flows.shut(tunnel)  # a socket unit listens on
         held, tunnel.held = tunnel.held, None
         if held is not None:
-            await held.close(tunnel.drain)
+            await held.close()
         if tunnel.reserved:
             tunnel.reserved = False
             self._pool.give_back(tunnel.ports)

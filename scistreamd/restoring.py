@@ -65,6 +65,9 @@ class Restoring:
     async def _adopt(self, tunnel: Tunnel, worth_keeping: bool) -> None:
         launcher = self._launcher_of(tunnel)
         program = None
+        if tunnel.state is State.RELEASING:
+            tunnel.state, tunnel.drain = State.ACTIVE, remaining(tunnel)
+            worth_keeping = tunnel.drain > 0
         if tunnel.state is State.ACTIVE:
             plan = self._course.books.plan(tunnel, tunnel.generation)
             program = tunnel.type.server.render(plan, launcher.places(tunnel.id))
@@ -77,7 +80,8 @@ class Restoring:
             why = "it was stopped on this host, or its time was over, while scistreamd did not run"
             await self._course.end(tunnel, why)
             return
-        if not worth_keeping or (tunnel.held is None and tunnel.state is State.READY):
+        if not worth_keeping or (tunnel.held is None and (tunnel.drain or tunnel.state is State.READY)):
+            tunnel.drain = 0
             await self._course.end(tunnel, "it did not outlive the daemon before")
 
     async def _go_on(self, tunnel: Tunnel) -> None:
@@ -85,10 +89,16 @@ class Restoring:
             await self._make_again(tunnel)
         if tunnel.state is State.READY:
             self._course.limit(tunnel, self._course.settings.times.update, "no update came in time")
+        elif tunnel.drain:
+            self._course.spawn(self._drain(tunnel))
         elif tunnel.expires:
             self._course.limit(tunnel, remaining(tunnel), "its lifetime is over")
         self._registry.changed(tunnel)
         _log.info("goes on", extra={"tunnel": tunnel.id})
+
+    async def _drain(self, tunnel: Tunnel) -> None:
+        with contextlib.suppress(ScistreamError):  # this daemon stops, too
+            await self._course.end(tunnel, "released before scistreamd was started anew")
 
     def _cannot_restore(self, tunnel: Tunnel, problem: Exception) -> None:
         """The others go on; but where nothing could be learnt, we start once more, and leave every tunnel alone."""

@@ -211,30 +211,28 @@ class SystemdHeld:
         self._ends_at = ends_at
         await self._systemd.stop(self._names.timer(before))
 
-    async def close(self, drain: float = 0) -> None:
+    async def drain(self, seconds: float) -> None:
+        """See `interfaces.Held.drain`."""
+        if self._program and not (self._closing or self._ended or self._failed):
+            await self._drain(self._program, seconds)
+
+    async def close(self) -> None:
         """See `interfaces.Held.close`."""
         if self._closing is None:
-            self._closing = asyncio.ensure_future(self._close(drain))
+            self._closing = asyncio.ensure_future(self._close())
         await asyncio.shield(self._closing)
 
-    async def _close(self, drain: float) -> None:
+    async def _close(self) -> None:
         async with self._changing:
+            self._unwatch()
+            for task in self._tasks:
+                task.cancel()
+            if self._tasks:
+                await asyncio.wait(self._tasks)
             try:
-                if self._program and drain > 0 and not self._ended and not self._failed:
-                    await self._drain(self._program, drain)
+                await self._launcher.stop_units(self._id)
             finally:
-                await self._end_units()
-
-    async def _end_units(self) -> None:
-        self._unwatch()
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-        try:
-            await self._launcher.stop_units(self._id)
-        finally:
-            self._launcher.remove_files(self._id)
+                self._launcher.remove_files(self._id)
 
     async def _drain(self, program: Program, seconds: float) -> None:
         """Let running streams end by themselves for so long.

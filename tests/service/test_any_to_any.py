@@ -236,7 +236,7 @@ async def test_drain_lets_a_stream_end_by_itself(scene: Field, kind: str) -> Non
     async with connected(outbound.listeners[0]) as (reader, writer):
         writer.write(b"1")
         assert await reader.readexactly(1) == b"1"
-        closed = asyncio.create_task(outbound.held.close(drain=60))
+        closed = asyncio.create_task(outbound.held.drain(60))
         while await answers(outbound.listeners[0]):
             continue
         writer.write(b"2")

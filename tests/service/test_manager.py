@@ -185,6 +185,22 @@ async def test_ports_are_held_from_req_on_and_free_on_every_way_out() -> None:
         here.nothing_is_left()
 
 
+async def test_a_daemon_that_ends_waits_for_no_drain() -> None:
+    async with gateway() as here:
+        uid = Uid.random()
+        # Stunnel cannot drain: its tunnel would last as long as it may.
+        asked = here.req(uid, options=Options(data_server="Stunnel"))
+        await here.hello(uid, TARGET)
+        await asked
+        await here.update(uid, TARGET)
+        draining = asyncio.create_task(here.release(uid, drain=600))
+        await asyncio.sleep(0.1)
+        assert [view.state for view in here.manager.tunnels()] == [State.RELEASING]
+        here.manager.hurry()
+        await asyncio.wait_for(draining, 30)
+        here.nothing_is_left()
+
+
 async def test_a_data_server_that_cannot_start_frees_its_ports_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     async with gateway() as here:
         uid = Uid.random()

@@ -658,7 +658,7 @@ async def drained(launcher: SystemdLauncher) -> None:
             await one.serve(tunnel.program(launcher, APPLICATION), tunnel.keys)
             async with stream(PORT) as (reader, writer):
                 assert await reader.readexactly(1) == b"1"
-                closing = asyncio.create_task(one.close(drain=SECONDS))
+                closing = asyncio.create_task(one.drain(SECONDS))
                 await asyncio.sleep(0.5)
                 writer.write(b"runs on")
                 assert await asyncio.wait_for(reader.readexactly(7), SECONDS) == b"runs on"

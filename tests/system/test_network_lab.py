@@ -97,16 +97,20 @@ def test_a_tunnel_that_drains_takes_nobody_new_and_cuts_nobody(lab: Lab) -> None
     with field_of(lab) as field, contextlib.ExitStack() as ends:
         for kind in ("Nginx", "Stunnel"):
             field.start(kind, ends)
-        drain = ["s2ctl", "release", "-q", "--drain", "4"]
+        drain = ["s2ctl", "release", "-q", "--drain", "6"]
         drains = [ends.enter_context(field.far.start([*drain, each.outbound])) for each in field.streams]
         field.far.wait_until(lambda: {each["state"] for each in listed(field.far)} == {"releasing"}, "draining")
         for each in field.streams:
             asked = lab["consumer"].run(["python3", _SCRIPT, "ask", OUTBOUND_ADDRESS, str(each.port)], check=False)
             assert "ConnectionRefusedError" in asked.stderr, each.kind
-        field.end_streams()
+        restarted(field.far, ["systemctl", "restart", "scistreamd"])
         for drained in drains:
-            assert drained.process.wait(30) == 0, drained.output()
+            assert drained.process.wait(30) != 0
+            assert "ends when it has drained" in drained.output()
+        assert {each["state"] for each in listed(field.far)} == {"releasing"}, "the next daemon goes on with it"
+        field.end_streams()
+        field.far.wait_until(lambda: listed(field.far) == [], "drained")
         for each in field.streams:
             said = field.far.journal(f"TUNNEL_ID={each.outbound}")
-            assert "ended: released by root" in said and "firewall" not in said
+            assert "ended: released" in said and "firewall" not in said
         field.near.run(["s2ctl", "release", "--all", "-q"])
