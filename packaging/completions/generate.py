@@ -6,7 +6,7 @@ Run it after a change of s2ctl's commands or options: python packaging/completio
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,9 @@ from scistreamd.cli.options import Parser
 
 _NOTICE = "# Made by generate.py beside this file's source; change it there."
 _IDS = "s2ctl list --quiet 2>/dev/null"
+# The one option whose value may be left out.
+_OPTIONAL = "--json"
+_BEFORE = {"--help", "--json", "--no-pager", "--no-legend", "--quiet", "--host", "--address"}
 
 
 @dataclass(frozen=True)
@@ -53,60 +56,69 @@ def _verb(command: Command) -> Verb:
     return Verb(
         tuple(command.name.split()),
         command.summary,
-        tuple(_option(action) for action in actions if action.option_strings),
-        ids=any(action.metavar == "ID" for action in arguments),
+        tuple(_option(each) for each in actions if each.option_strings and each.help != argparse.SUPPRESS),
+        ids=any("ID" in str(action.metavar).split("|") for action in arguments),
         files=any(action.metavar == "FILE" for action in arguments),
     )
 
 
 def _option(action: argparse.Action) -> Option:
-    about = (action.help or "").partition(" (")[0].replace("%", "").replace("'", "")
+    about = (action.help or "").partition(" (")[0].replace("%", "")
     takes = action.nargs is None
     values = tuple(map(str, action.choices or ()))
     return Option(tuple(action.option_strings), takes, values, action.metavar == "FILE", about)
 
 
 def bash(found: list[Verb]) -> str:
-    """bash(1), "Programmable Completion"; `=` is a word of its own there."""
+    """bash(1), "Programmable Completion". The line is split at blanks: bash's own words end at `=`, `:` and `@` too."""
     second = _second_words(found)
-    tops = " ".join(dict.fromkeys(verb.words[0] for verb in found))
     lines = [
         _NOTICE,
         "_s2ctl() {",
-        "    local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} verb=${COMP_WORDS[1]}",
+        "    local cur=${COMP_WORDS[COMP_CWORD]} line=${COMP_LINE:0:COMP_POINT}",
+        "    local first= next= options= ids=1 files= index",
+        "    local -a words",
+        '    read -ra words <<< "$line"',
+        '    [[ $line == *[[:space:]] ]] && words+=("")',
+        "    local last=${words[-1]} prev=${words[-2]}",
         '    [[ $cur == "=" ]] && cur=',
-        '    [[ $prev == "=" ]] && prev=${COMP_WORDS[COMP_CWORD-2]}',
-        f'    case $verb in {"|".join(second)}) verb+=" ${{COMP_WORDS[2]}}";; esac',
-        "    local options= ids= files=",
+        "    [[ $last == --*=* ]] && prev=${last%%=*}",
+        "    for (( index = 1; index < ${#words[@]} - 1; index++ )); do",
+        "        case ${words[index]} in",
+        "            -H|--host|--host=*) ids=;;&",
+        f"            {_OPTIONAL}) [[ ${{words[index+1]}} == @({'|'.join(_optional(found))}) ]] && (( index++ ));;",
+        f"            {'|'.join(_valued(found))}) (( index++ ));;",
+        "            -*) ;;",
+        "            *) if [[ -z $first ]]; then first=${words[index]}; else next=${next:-${words[index]}}; fi;;",
+        "        esac",
+        "    done",
         "    COMPREPLY=()",
-        "    if (( COMP_CWORD == 1 )); then",
-        f'        COMPREPLY=($(compgen -W "{tops}" -- "$cur"))',
-        "        return",
-        "    fi",
+        "    case $prev in",
+        *_bash_values(found),
+        "    esac",
+        f'    case $first in {"|".join(second)}) first+=" $next";; esac',
+        '    case "$first" in',
+        f'        "") options="{_names(_leading(found))}" next="{" ".join(_tops(found))}" ids=;;',
     ]
-    for top, words in second.items():
-        lines += [
-            f"    if (( COMP_CWORD == 2 )) && [[ ${{COMP_WORDS[1]}} == {top} ]]; then",
-            f'        COMPREPLY=($(compgen -W "{" ".join(words)}" -- "$cur"))',
-            "        return",
-            "    fi",
-        ]
-    lines += ["    case $prev in", *_bash_values(found), "    esac", '    case "$verb" in']
+    lines += [f'        "{top} ") options= next="{" ".join(names)}" ids=;;' for top, names in second.items()]
     for verb in found:
-        names = " ".join(name for option in verb.options for name in option.names)
-        extra = (" ids=1" if verb.ids else "") + (" files=1" if verb.files else "")
-        lines.append(f'        "{" ".join(verb.words)}") options="{names}"{extra};;')
+        extra = " next=" + ("" if verb.ids else " ids=") + (" files=1" if verb.files else "")
+        lines.append(f'        "{" ".join(verb.words)}") options="{_names(verb.options)}"{extra};;')
     return "\n".join([*lines, *_BASH_END])
 
 
 _BASH_END = (
+    "        *) options= next= ids=;;",
     "    esac",
     "    if [[ $cur == -* ]]; then",
     '        COMPREPLY=($(compgen -W "$options" -- "$cur"))',
+    "    elif [[ $next ]]; then",
+    '        COMPREPLY=($(compgen -W "$next" -- "$cur"))',
     "    elif [[ $ids ]]; then",
     f'        COMPREPLY=($(compgen -W "$({_IDS})" -- "$cur"))',
     "    elif [[ $files ]]; then",
     '        COMPREPLY=($(compgen -f -- "$cur"))',
+    "        compopt -o filenames 2>/dev/null",
     "    fi",
     "}",
     "complete -F _s2ctl s2ctl",
@@ -120,7 +132,8 @@ def _bash_values(found: list[Verb]) -> Iterator[str]:
     for option in (option for verb in found for option in verb.options if option.takes):
         reply = f'-W "{" ".join(option.values)}"' if option.values else "-f" if option.files else "-A hostname"
         if option.values or option.files or "--host" in option.names:
-            action = f'COMPREPLY=($(compgen {reply} -- "$cur")); return;;'
+            end = "[[ $COMPREPLY ]] && return" if _OPTIONAL in option.names else "return"
+            action = f'COMPREPLY=($(compgen {reply} -- "$cur")); {end};;'
         else:
             action = "return;;"
         by_value.setdefault(action, {}).update(dict.fromkeys(option.names))
@@ -129,7 +142,7 @@ def _bash_values(found: list[Verb]) -> Iterator[str]:
 
 
 def zsh(found: list[Verb]) -> str:
-    """zshcompsys(1), by _arguments."""
+    """zshcompsys(1), by _arguments, once the options before the command are taken away."""
     second = _second_words(found)
     tops = [_quoted(f"{verb.words[0]}:{verb.about}") for verb in found if len(verb.words) == 1]
     tops += [_quoted(f"{top}:{', '.join(words)}") for top, words in second.items()]
@@ -138,11 +151,25 @@ def zsh(found: list[Verb]) -> str:
         _NOTICE,
         "_s2ctl_ids() {",
         "    local -a ids",
-        f'    ids=(${{(f)"$({_IDS})"}})',
+        f'    (( elsewhere )) || ids=(${{(f)"$({_IDS})"}})',
         "    compadd -a ids",
         "}",
         "_s2ctl() {",
-        "    local verb=${words[2]}",
+        "    local verb elsewhere=0",
+        "    (( ${words[(I)(-H|--host)*]} )) && elsewhere=1",
+        "    while (( CURRENT > 2 )) && [[ ${words[2]} == -* ]]; do",
+        f"        if [[ ${{words[2]}} == ({'|'.join(_valued(found))}) ||",
+        f"              ( ${{words[2]}} == {_OPTIONAL} && ${{words[3]}} == ({'|'.join(_optional(found))}) ) ]]; then",
+        "            (( CURRENT > 3 )) || break",
+        "            words[2]=(); (( CURRENT-- ))",
+        "        fi",
+        "        words[2]=(); (( CURRENT-- ))",
+        "    done",
+        "    verb=${words[2]}",
+        "    if [[ $verb == -* ]]; then",
+        f"        _arguments {_zsh_options(_leading(found))}",
+        "        return",
+        "    fi",
         "    if (( CURRENT == 2 )); then",
         "        local -a verbs=(",
         *(f"            {each}" for each in tops),
@@ -161,14 +188,17 @@ def zsh(found: list[Verb]) -> str:
         ]
     lines += ["    shift words; (( CURRENT-- ))", '    case "$verb" in']
     for verb in found:
-        specs = [_zsh_option(option, name) for option in verb.options for name in option.names]
-        specs += ["'*:tunnel:_s2ctl_ids'"] if verb.ids else ["'*:file:_files'"] if verb.files else []
-        lines.append(f'        "{" ".join(verb.words)}") _arguments {" ".join(specs)};;')
+        rest = " '*:tunnel:_s2ctl_ids'" if verb.ids else " '*:file:_files'" if verb.files else ""
+        lines.append(f'        "{" ".join(verb.words)}") _arguments {_zsh_options(verb.options)}{rest};;')
     return "\n".join([*lines, "    esac", "}", '_s2ctl "$@"', ""])
 
 
+def _zsh_options(options: Sequence[Option]) -> str:
+    return " ".join(_zsh_option(option, name) for option in options for name in option.names)
+
+
 def _zsh_option(option: Option, name: str) -> str:
-    about = option.about.replace("[", "(").replace("]", ")").replace(":", ",")
+    about = _escaped(option.about.replace("[", "(").replace("]", ")").replace(":", ","))
     if not option.takes:
         return f"'{name}[{about}]'"
     action = f"({' '.join(option.values)})" if option.values else "_files" if option.files else " "
@@ -177,22 +207,53 @@ def _zsh_option(option: Option, name: str) -> str:
 
 
 def fish(found: list[Verb]) -> str:
-    """fish's complete(1)."""
-    lines = [_NOTICE, "complete -c s2ctl -f"]
+    """fish's complete(1); functions of ours say which command was typed, for `show` is one and `cert show` another."""
     second = _second_words(found)
+    lines = [
+        _NOTICE,
+        "function __s2ctl_words --description 'the words that are no options'",
+        "    set -l tokens (commandline -opc)",
+        "    set -l before $tokens[1]",
+        "    for token in $tokens[2..]",
+        f'        if contains -- "$before" {" ".join(_valued(found))}',
+        "            set before",
+        f'        else if test "$before" = {_OPTIONAL}; and contains -- $token {" ".join(_optional(found))}',
+        "            set before",
+        "        else",
+        "            string match -v -- '-*' $token",
+        "            set before $token",
+        "        end",
+        "    end",
+        "end",
+        "function __s2ctl_is --description 'whether these words come first, or nothing yet'",
+        "    set -l words (__s2ctl_words)",
+        "    set -l count (count $argv)",
+        "    if test $count = 0",
+        "        test (count $words) = 0",
+        "    else",
+        '        test "$words[1..$count]" = "$argv"',
+        "    end",
+        "end",
+        "function __s2ctl_ids --description 'tunnels of this host'",
+        "    string match -q -- '-H*' (commandline -opc); or string match -q -- '--host*' (commandline -opc); or "
+        f"{_IDS}",
+        "end",
+        "complete -c s2ctl -f",
+    ]
+    head = "complete -c s2ctl -n"
+    lines += [f"{head} __s2ctl_is {_fish_option(option)}" for option in _leading(found)]
     for verb in found:
         if len(verb.words) == 1:
-            lines.append(f"complete -c s2ctl -n __fish_use_subcommand -a {verb.words[0]} -d {_quoted(verb.about)}")
+            lines.append(f"{head} __s2ctl_is -a {verb.words[0]} -d {_quoted(verb.about)}")
         else:
-            given = f"'__fish_seen_subcommand_from {verb.words[0]}; and test (count (commandline -opc)) -eq 2'"
-            lines.append(f"complete -c s2ctl -n {given} -a {verb.words[1]} -d {_quoted(verb.about)}")
+            given = f"'__s2ctl_is {verb.words[0]}; and test (count (__s2ctl_words)) = 1'"
+            lines.append(f"{head} {given} -a {verb.words[1]} -d {_quoted(verb.about)}")
     for top, words in second.items():
-        lines.append(f"complete -c s2ctl -n __fish_use_subcommand -a {top} -d {_quoted(', '.join(words))}")
+        lines.append(f"{head} __s2ctl_is -a {top} -d {_quoted(', '.join(words))}")
     for verb in found:
-        seen = "; and ".join(f"__fish_seen_subcommand_from {word}" for word in verb.words)
-        head = f"complete -c s2ctl -n '{seen}'"
-        lines += [f"{head} {_fish_option(option)}" for option in verb.options]
-        lines += [f"{head} -a '({_IDS})'"] if verb.ids else [f"{head} -F"] if verb.files else []
+        typed = f"{head} '__s2ctl_is {' '.join(verb.words)}'"
+        lines += [f"{typed} {_fish_option(option)}" for option in verb.options]
+        lines += [f"{typed} -a '(__s2ctl_ids)'"] if verb.ids else [f"{typed} -F"] if verb.files else []
     return "\n".join([*lines, ""])
 
 
@@ -200,6 +261,31 @@ def _fish_option(option: Option) -> str:
     names = [f"-l {name[2:]}" if name.startswith("--") else f"-s {name[1:]}" for name in option.names]
     value = f" -x -a '{' '.join(option.values)}'" if option.values else " -r -F" if option.files else " -x"
     return f"{' '.join(names)}{value if option.takes else ''} -d {_quoted(option.about)}"
+
+
+def _valued(found: list[Verb]) -> list[str]:
+    """Options whose value is the next word, but `_OPTIONAL`."""
+    names = [name for verb in found for option in verb.options if option.takes for name in option.names]
+    return [name for name in dict.fromkeys(names) if name != _OPTIONAL]
+
+
+def _optional(found: list[Verb]) -> tuple[str, ...]:
+    """The values of `_OPTIONAL`; another word behind it is none."""
+    return next(option.values for verb in found for option in verb.options if _OPTIONAL in option.names)
+
+
+def _leading(found: list[Verb]) -> list[Option]:
+    """What may stand before the command: the options of all that list and show."""
+    return [option for option in found[0].options if set(option.names) & _BEFORE]
+
+
+def _names(options: Sequence[Option]) -> str:
+    return " ".join(name for option in options for name in option.names)
+
+
+def _tops(found: list[Verb]) -> list[str]:
+    """The first words of all commands."""
+    return list(dict.fromkeys(verb.words[0] for verb in found))
 
 
 def _second_words(found: list[Verb]) -> dict[str, list[str]]:
@@ -212,7 +298,12 @@ def _second_words(found: list[Verb]) -> dict[str, list[str]]:
 
 
 def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "") + "'"
+    return f"'{_escaped(text)}'"
+
+
+def _escaped(text: str) -> str:
+    """For between single quotes, in every shell."""
+    return text.replace("'", "'\\''")
 
 
 def files() -> dict[str, str]:

@@ -84,7 +84,9 @@ def _run(tool: Tool, argv: Sequence[str]) -> int:
     command, rest = _find(tool, words)
     parser = Parser(prog=f"{tool.name} {command.name}", description=command.summary)
     command.arguments(parser)
-    return command.run(parser.parse(rest))
+    options = parser.parse(rest)
+    output.notes(wanted=not getattr(options, "quiet", False))
+    return command.run(options)
 
 
 def _find(tool: Tool, words: list[str]) -> tuple[Command, list[str]]:

@@ -12,6 +12,7 @@ import sys
 from scistreamd.errors import Code, ScistreamError
 
 _UID = re.compile(r"\b(?:[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\b", re.ASCII | re.IGNORECASE)
+_NOTES = {"wanted": True}  # a command line tool has one user
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
 
 
@@ -48,6 +49,13 @@ def failure(program: str, message: str, hint: str = "") -> None:
         print(f"hint: {harmless(hint)}", file=sys.stderr)
 
 
+def notes(*, wanted: bool) -> None:
+    """Whether notes are said from now on."""
+    _NOTES["wanted"] = wanted
+
+
 def note(program: str, message: str) -> None:
-    """Say something that the user should know and that is no failure."""
+    """Say something that the user should know and that is no failure, where notes are wanted."""
+    if not _NOTES["wanted"]:
+        return
     print(f"{program}: note: {harmless(message)}", file=sys.stderr, flush=True)

@@ -70,15 +70,16 @@ def _show_arguments(parser: Parser) -> None:
     parser.add_argument(
         "file", metavar="FILE", nargs="?", help="a certificate in PEM form (that of scistreamd's control port)"
     )
+    arguments.quiet(parser)
     arguments.json_mode(parser)
-
-
-def _no_arguments(parser: Parser) -> None:
-    """A command without options."""
+    arguments.plain(parser)
 
 
 def _version(options: Namespace) -> int:
-    print(f"scistreamd {__version__}")
+    from scistreamd.cli.ctl.screen import as_json
+
+    told = f"scistreamd {__version__}" if options.json == "off" else as_json({"version": __version__}, options.json)
+    print(told)
     return 0
 
 
@@ -122,7 +123,7 @@ TOOL = Tool(
         Command(
             "config check", "check the configuration's files", arguments.config_check, lazily(_CONFIGURATION, "check")
         ),
-        Command("version", "print the version", _no_arguments, _version),
+        Command("version", "print the version", arguments.version, _version),
     ),
 )
 

@@ -43,6 +43,16 @@ def test_wrapped_to_the_width(width: int) -> None:
     assert sum(line.count("5101") for line in lines) == 1
 
 
+@pytest.mark.parametrize("width", [30, 40, 60, 80, 100])
+def test_columns_that_have_no_room_stand_below(width: int) -> None:
+    titles = ("ID", "ROLE", "STATE", "LISTENERS", "TARGETS", "TYPE", "SECURITY", "CONNS", "ENDS", "OWNER")
+    row = [ID, "PROD", "active", "192.0.2.100:5100", "192.0.2.7:5001", "Haproxy", "tls", "3", "never", "alice"]
+    lines = table.render(of_width(width), titles, [row, row], "2 tunnels.")
+    assert max(map(table.columns_of, lines)) <= width
+    assert [word for line in lines for word in line.split()] == [*titles, *row, *row, "2", "tunnels."], "none is torn"
+    assert table.fitting(of_width(width), titles, [row]) == len(lines[0].split())
+
+
 def test_colour_is_not_counted() -> None:
     row: table.Line = [table.Cell("active", screen.GREEN), "x"]
     assert table.render(of_width(None, colour=True, legend=False), ("", ""), [row], "") == ["\x1b[32mactive\x1b[0m  x"]
@@ -86,6 +96,7 @@ def test_moments_sort_as_text() -> None:
         ({"PAGER": "most -w"}, [["most", "-w"], ["less"], ["more"]]),
         ({"SYSTEMD_PAGER": "", "PAGER": "most"}, []),
         ({"SYSTEMD_PAGER": "cat"}, []),
+        ({"PAGER": "less 'it"}, [["less", "'it"], ["less"], ["more"]]),
         ({"PAGER": "evil", "SUDO_UID": "1000"}, [["less"]]),
     ],
 )
@@ -163,12 +174,24 @@ def test_events_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     events._tell(
         of_width(None), Event("changed", ID, {"id": ID, "state": "failed", "targets": ["a:1", "b:2"], "rate": 0})
     )
+    events._tell(of_width(None), Event("changed", ID, {"expires_usec": 0}))
+    told = {"id": ID, "label": "", "role": "PROD", "owner": "alice from this host by D-Bus", "created_usec": 5}
+    events._tell(of_width(None), Event("added", ID, told))
     events._tell(of_width(None), Event("stopped"))
     lines = [line.split(" ", 1)[1] for line in capsys.readouterr().out.splitlines()]
-    assert lines == [f"{ID} changed state=failed targets=a:1,b:2", "scistreamd   stopped"]
+    assert lines == [
+        f"{ID} changed state=failed targets=a:1,b:2 rate=no limit",
+        f"{ID} changed ends=never",
+        f"{ID} added   role=PROD owner=alice",
+        "scistreamd   stopped",
+    ]
 
 
 def test_ssh_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SYSTEMD_SSH", "ssh 'it")
+    with pytest.raises(UsageError, match="SYSTEMD_SSH"):
+        remote.command("gate", "x")
+    monkeypatch.delenv("SYSTEMD_SSH")
     assert remote.command("root@gate:2222", "x") == ["ssh", "-xT", "-p", "2222", "--", "root@gate", "x"]
     assert remote.command("[2001:db8::1]", "x") == ["ssh", "-xT", "--", "2001:db8::1", "x"]
     monkeypatch.setenv("SYSTEMD_SSH", "myssh -4")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentTypeError
+from argparse import SUPPRESS, ArgumentTypeError
 from collections.abc import Callable
 
 from scistreamd import options as limits
@@ -50,9 +50,18 @@ def _output(parser: Parser, *, table: bool = False) -> None:
     parser.add_argument("--no-pager", action="store_true", help="print long output on the terminal as it is")
     if table:
         parser.add_argument("--no-legend", action="store_true", help="print no titles and no summary")
+    plain(parser)
 
 
-def _quiet(parser: Parser, help: str) -> None:
+def plain(parser: Parser) -> None:
+    """Take what systemctl takes with every verb also where nothing is paged or has a legend; goes unsaid in help."""
+    for name in ("--no-pager", "--no-legend"):
+        if name not in parser._option_string_actions:
+            parser.add_argument(name, action="store_true", help=SUPPRESS)
+
+
+def quiet(parser: Parser, help: str = "print no notes") -> None:
+    """``-q``."""
     parser.add_argument("-q", "--quiet", action="store_true", help=help)
 
 
@@ -63,7 +72,7 @@ def _id(parser: Parser) -> None:
 def listed(parser: Parser) -> None:
     """Options of ``list``."""
     parser.add_argument("-l", "--long", action="store_true", help="labels, security, end and owner as well")
-    _quiet(parser, "print ids alone")
+    quiet(parser, "print ids alone")
     _output(parser, table=True)
     _bus(parser)
 
@@ -76,6 +85,7 @@ def status(parser: Parser) -> None:
     parser.add_argument(
         "-n", "--lines", type=integer(0, _MAX_LINES), default=10, metavar="N", help="log lines to show (%(default)s)"
     )
+    quiet(parser)
     _output(parser)
     _bus(parser)
 
@@ -92,6 +102,7 @@ def show(parser: Parser) -> None:
         action="store_true",
         help="print the tunnel's UID, a secret, and nothing else (polkit decides who may)",
     )
+    quiet(parser)
     _output(parser)
     _password(parser)
     _bus(parser)
@@ -148,7 +159,8 @@ def _tunnel(parser: Parser) -> None:
 
 def _created(parser: Parser) -> None:
     parser.add_argument("--wait", action="store_true", help="return when the tunnel has ended")
-    _quiet(parser, "print the id alone")
+    plain(parser)
+    quiet(parser, "print the id alone")
     json_mode(parser)
     _password(parser)
     _bus(parser)
@@ -185,7 +197,8 @@ def release(parser: Parser) -> None:
 
 
 def _changed(parser: Parser) -> None:
-    _quiet(parser, "print nothing")
+    plain(parser)
+    quiet(parser, "print nothing")
     _password(parser)
     _bus(parser)
 
@@ -195,6 +208,7 @@ def logs(parser: Parser) -> None:
     _id(parser)
     parser.add_argument("-f", "--follow", action="store_true", help="go on with new lines until interrupted")
     parser.add_argument("-n", "--lines", type=integer(0, _MAX_LINES), metavar="N", help="the last lines alone")
+    quiet(parser)
     _output(parser)
     _bus(parser)
 
@@ -202,7 +216,9 @@ def logs(parser: Parser) -> None:
 def watch(parser: Parser) -> None:
     """Options of ``watch``."""
     parser.add_argument("id", metavar="ID", nargs="?", help="of this tunnel alone")
+    quiet(parser)
     json_mode(parser)
+    plain(parser)
     _bus(parser)
 
 
@@ -211,7 +227,7 @@ def check(parser: Parser) -> None:
     parser.add_argument(
         "ports", metavar="PORTS", nargs="?", type=ports, default=(), help="5100,5110-5119 (without: the whole range)"
     )
-    _quiet(parser, "print nothing; the exit status tells")
+    quiet(parser, "print nothing; the exit status tells")
     _output(parser, table=True)
     _bus(parser)
 
@@ -230,7 +246,9 @@ def top(parser: Parser) -> None:
         "--span", type=int, default=1, choices=SPANS, help="seconds over which rates are taken (%(default)s)"
     )
     parser.add_argument("--no-legend", action="store_true", help="print no titles and no summary")
+    quiet(parser)
     json_mode(parser)
+    plain(parser)
     _bus(parser)
 
 
@@ -255,7 +273,8 @@ def test(parser: Parser) -> None:
         metavar="SECONDS",
         help=f"then send for so long ({_THROUGHPUT}), and say how much arrived",
     )
-    _quiet(parser, "print nothing; the exit status tells")
+    plain(parser)
+    quiet(parser, "print nothing; the exit status tells")
     json_mode(parser)
     _password(parser)
     _bus(parser)
@@ -264,13 +283,16 @@ def test(parser: Parser) -> None:
 def config(parser: Parser) -> None:
     """Options of ``config show``."""
     _config_file(parser)
+    quiet(parser)
     _output(parser)
 
 
 def config_check(parser: Parser) -> None:
     """Options of ``config check``."""
     _config_file(parser)
-    _quiet(parser, "print nothing where all is well")
+    quiet(parser, "print nothing where all is well")
+    json_mode(parser)
+    plain(parser)
 
 
 def _config_file(parser: Parser) -> None:
@@ -344,12 +366,14 @@ def token_create(parser: Parser) -> None:
         help="how long it is good: seconds, or 90m, 2h, 30d (default: until it is revoked)",
     )
     _token_file(parser)
+    quiet(parser)
     _output(parser)
 
 
 def token_list(parser: Parser) -> None:
     """``token list``."""
     _token_file(parser)
+    quiet(parser)
     _output(parser, table=True)
 
 
@@ -357,4 +381,12 @@ def token_revoke(parser: Parser) -> None:
     """``token revoke``."""
     parser.add_argument("names", nargs="+", metavar="NAME", help="a token's name")
     _token_file(parser)
-    _quiet(parser, "say nothing")
+    plain(parser)
+    quiet(parser, "say nothing")
+
+
+def version(parser: Parser) -> None:
+    """Options of ``version``."""
+    quiet(parser)
+    json_mode(parser)
+    plain(parser)

@@ -10,7 +10,7 @@ from typing import Any
 
 import scistreamd
 from scistreamd.cli import output
-from scistreamd.cli.ctl.screen import Screen
+from scistreamd.cli.ctl.screen import Screen, as_json
 from scistreamd.errors import Code, ScistreamError
 
 if sys.version_info >= (3, 11):
@@ -33,7 +33,9 @@ def show(options: Namespace) -> int:
 def check(options: Namespace) -> int:
     """``s2ctl config check``: whether scistreamd can go by its configuration."""
     done = _checked(options.config)
-    if done.returncode == 0 and not options.quiet:
+    if options.json != "off":
+        output.result(as_json({"valid": done.returncode == 0}, options.json))
+    elif done.returncode == 0 and not options.quiet:
         output.result("The configuration is valid.")
     return done.returncode
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from scistreamd import names
 from scistreamd.cli import output
-from scistreamd.cli.ctl import remote
+from scistreamd.cli.ctl import human, remote
 from scistreamd.cli.ctl.bus import Bus, Signal
 from scistreamd.cli.ctl.screen import GREEN, GREY, RED, YELLOW, Screen
 from scistreamd.cli.ctl.tunnels import PROPERTIES, Tunnel, Tunnels
@@ -22,6 +22,12 @@ _RULES = (
     f"type='signal',sender='{names.SERVICE}',path_namespace='{names.ROOT}'",
     f"type='signal',sender='{_BUS}',interface='{_BUS}',member='NameOwnerChanged',arg0='{names.SERVICE}'",
 )
+_UNSAID = ("id", "unit", "created_usec")
+_WORDS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
+    "expires_usec": ("ends", human.moment),
+    "rate": ("rate", human.rate),
+    "owner": ("owner", human.owner),
+}
 _COLOURS = {"added": GREEN, "removed": GREY, "changed": YELLOW, "stopped": RED, "started": GREEN}
 
 
@@ -98,14 +104,22 @@ def _tell(screen: Screen, event: Event) -> None:
         return
     word = screen.paint(f"{event.event:<7}", _COLOURS[event.event])
     clock = time.strftime("%H:%M:%S", time.localtime(now))
-    line = f"{clock} {event.id or 'scistreamd':<12} {word} {output.harmless(_told(event.properties))}"
+    line = f"{clock} {event.id or 'scistreamd':<12} {word} {output.harmless(_told(event))}"
     output.result(line.rstrip())
 
 
-def _told(properties: Mapping[str, Any]) -> str:
-    """The properties in words, those that say nothing left out."""
-    shown = {name: value for name, value in properties.items() if value and name != "id"}
-    return " ".join(f"{name}={','.join(value) if isinstance(value, list) else value}" for name, value in shown.items())
+def _told(event: Event) -> str:
+    """The properties in words; of a new tunnel those that say something."""
+    parts = []
+    for name, value in event.properties.items():
+        if name not in _UNSAID and (value or event.event == "changed"):
+            word, tell = _WORDS.get(name, (name, _plain))
+            parts.append(f"{word}={tell(value)}")
+    return " ".join(parts)
+
+
+def _plain(value: Any) -> str:
+    return ",".join(value) if isinstance(value, list) else str(value)
 
 
 def wait_for_end(bus: Bus, tunnel_id: str) -> None:

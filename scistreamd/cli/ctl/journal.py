@@ -28,6 +28,7 @@ def logs(options: Namespace) -> int:
             tunnel_id = Tunnels(bus).find(options.id)
     words = [f"--output={_FORMATS[options.json]}"]
     words += ["--follow"] if options.follow else []
+    words += ["--quiet"] if options.quiet else []
     words += ["--no-pager"] if options.no_pager or options.host else []
     words += [f"--lines={options.lines}"] if options.lines is not None else []
     return _shown(_command(tunnel_id, words, options.host))

@@ -48,7 +48,10 @@ def command(host: str, *words: str) -> list[str]:
     match = _HOST.fullmatch(host)
     if not match or host.startswith("-"):
         raise UsageError(f"host: {shown(host)} is not [USER@]HOST[:PORT]")
-    ssh = shlex.split(os.environ.get("SYSTEMD_SSH") or "ssh")
+    try:
+        ssh = shlex.split(os.environ.get("SYSTEMD_SSH") or "ssh")
+    except ValueError:
+        raise UsageError("$SYSTEMD_SSH: a quote does not end", "it is the program that -H runs: ssh") from None
     port = ["-p", match["port"]] if match["port"] else []
     return [*ssh, "-xT", *port, "--", match["name"].replace("[", "").replace("]", ""), *words]
 

@@ -41,11 +41,11 @@ class Screen:
     def of(cls, options: Namespace, environment: Mapping[str, str] = os.environ) -> Screen:
         """As the options want it, and standard output allows."""
         terminal = sys.stdout.isatty()
-        plain = bool(environment.get("NO_COLOR")) or environment.get("TERM", "dumb") == "dumb"
+        capable = terminal and environment.get("TERM", "dumb") != "dumb"
         return cls(
             width=shutil.get_terminal_size().columns if terminal else None,
-            colour=terminal and not plain,
-            pager=terminal and not options.no_pager,
+            colour=capable and not environment.get("NO_COLOR"),
+            pager=capable and not options.no_pager,
             legend=not getattr(options, "no_legend", False),
             mode=options.json,
         )
@@ -124,12 +124,20 @@ def pagers(environment: Mapping[str, str]) -> Iterator[list[str]]:
         return
     chosen = environment.get("SYSTEMD_PAGER", environment.get("PAGER"))
     if chosen is not None:
-        words = shlex.split(chosen)
+        words = _split(chosen)
         if words in ([], ["cat"]):
             return
         yield words
     yield ["less"]
     yield ["more"]
+
+
+def _split(command: str) -> list[str]:
+    """A command line in words as a shell has them, or between blanks where a quote does not end."""
+    try:
+        return shlex.split(command)
+    except ValueError:
+        return command.split()
 
 
 def _borrowed_rights(environment: Mapping[str, str]) -> bool:

@@ -14,6 +14,7 @@ _GAP = 2
 _NARROWEST = 12
 # And to this only where words would break otherwise.
 _COMFORTABLE = 16
+_INDENT = 2  # of columns that have no room beside the first ones, and stand below them
 
 
 @dataclass(frozen=True)
@@ -31,18 +32,20 @@ def render(screen: Screen, titles: Sequence[str], rows: Sequence[Line], footer: 
     """The table's lines, the titles and the footer being the legend."""
     cells = [[_cell(each) for each in row] for row in rows]
     heads = [titles] if screen.legend else []
-    columns = [[*(head[i] for head in heads), *(row[i].text for row in cells)] for i in range(len(titles))]
-    wholes = [max(map(columns_of, column), default=0) for column in columns]
-    words = [max((columns_of(word) for text in column for word in text.split(" ")), default=0) for column in columns]
-    widths = _fitted(wholes, words, screen.width)
+    bands = _bands(*_needs(titles if heads else [""] * len(titles), cells), screen.width)
     lines = []
     for head in heads if cells else []:
-        lines += _wrapped(screen, [Cell(title, UNDERLINE) for title in head], widths)
+        lines += _banded(screen, [Cell(title, UNDERLINE) for title in head], bands)
     for row in cells:
-        lines += _wrapped(screen, row, widths)
+        lines += _banded(screen, row, bands)
     if screen.legend:
         lines += ["", footer] if cells else [footer]
     return lines
+
+
+def fitting(screen: Screen, titles: Sequence[str], rows: Sequence[Line]) -> int:
+    """How many of the columns fit beside each other."""
+    return len(_bands(*_needs(titles, [[_cell(each) for each in row] for row in rows]), screen.width)[0])
 
 
 def pairs(screen: Screen, facts: Sequence[tuple[str, Cell | str]]) -> list[str]:
@@ -74,15 +77,14 @@ def _cell(value: Cell | str) -> Cell:
     return Cell("".join(each if each.isprintable() else "?" for each in harmless(cell.text)), cell.colour)
 
 
-def _fitted(wholes: list[int], words: list[int], limit: int | None) -> list[int]:
+def _fitted(wholes: list[int], words: list[int], limit: int) -> list[int]:
     """The widths, the widest ones cut until all fit into ``limit`` columns.
 
     ``wholes`` and ``words``: what the columns need for no break, and for no break inside a word.
     """
     fitted = list(wholes)
-    comfortable = [max(word, min(whole, _COMFORTABLE)) for word, whole in zip(words, wholes, strict=True)]
-    for floors in (comfortable, words, [_NARROWEST] * len(wholes)):
-        while limit is not None and sum(fitted) + _GAP * (len(fitted) - 1) > limit:
+    for floors in (_comfortable(wholes, words), words, [_NARROWEST] * len(wholes)):
+        while sum(fitted) + _GAP * (len(fitted) - 1) > limit:
             wide = [index for index, width in enumerate(fitted) if width > floors[index]]
             if not wide:
                 break
@@ -90,8 +92,52 @@ def _fitted(wholes: list[int], words: list[int], limit: int | None) -> list[int]
     return fitted
 
 
+def _needs(titles: Sequence[str], rows: Sequence[Sequence[Cell]]) -> tuple[list[int], list[int]]:
+    """What the columns need for no break, and for no break inside a word."""
+    columns = [[title, *(row[index].text for row in rows)] for index, title in enumerate(titles)]
+    wholes = [max(map(columns_of, column)) for column in columns]
+    words = [max(columns_of(word) for text in column for word in text.split(" ")) for column in columns]
+    return wholes, words
+
+
+def _bands(wholes: list[int], words: list[int], limit: int | None) -> list[list[int]]:
+    """The widths, in groups of columns of which each fits into ``limit`` without a break inside a word."""
+    if limit is None:
+        return [wholes]
+    needed = _comfortable(wholes, words)
+    starts = [0]
+    for index in range(1, len(needed)):
+        band = needed[starts[-1] : index + 1]
+        if sum(band) + _GAP * (len(band) - 1) > _room(limit, starts[-1]):
+            starts.append(index)
+    return [
+        _fitted(wholes[start:end], words[start:end], _room(limit, start))
+        for start, end in zip(starts, [*starts[1:], len(wholes)], strict=True)
+    ]
+
+
+def _room(limit: int, start: int) -> int:
+    """The columns of the terminal for a group that begins with this one."""
+    return limit - _INDENT if start else limit
+
+
+def _comfortable(wholes: list[int], words: list[int]) -> list[int]:
+    return [max(word, min(whole, _COMFORTABLE)) for word, whole in zip(words, wholes, strict=True)]
+
+
+def _banded(screen: Screen, row: Sequence[Cell], bands: Sequence[Sequence[int]]) -> list[str]:
+    """One row, its groups of columns below each other."""
+    lines: list[str] = []
+    start = 0
+    for widths in bands:
+        margin = " " * _INDENT if start else ""
+        lines += [(margin + line).rstrip() for line in _wrapped(screen, row[start : start + len(widths)], widths)]
+        start += len(widths)
+    return lines
+
+
 def _wrapped(screen: Screen, row: Sequence[Cell], widths: Sequence[int]) -> list[str]:
-    """One row as as many lines as its longest field needs."""
+    """Some fields of a row as as many lines as the longest needs."""
     parts = [_broken(cell.text, width) for cell, width in zip(row, widths, strict=True)]
     lines = []
     for number in range(max(map(len, parts))):
@@ -117,13 +163,13 @@ def _broken(text: str, width: int | None) -> list[str]:
             parts.append(line)
         line = word
         while columns_of(line) > width:
-            head = _head(line, width)
+            head = shortened(line, width)
             parts.append(head)
             line = line[len(head) :]
     return [*parts, line] if line else parts
 
 
-def _head(text: str, width: int) -> str:
+def shortened(text: str, width: int) -> str:
     """As many characters from the start as ``width`` columns hold, at least one."""
     taken = 0
     for index, character in enumerate(text):

@@ -19,7 +19,7 @@ from scistreamd.cli import output
 from scistreamd.cli.ctl import carried, human, remote
 from scistreamd.cli.ctl.arguments import SPANS
 from scistreamd.cli.ctl.screen import BOLD, Screen
-from scistreamd.cli.ctl.table import Cell, Line, render
+from scistreamd.cli.ctl.table import Cell, Line, fitting, render, shortened
 from scistreamd.cli.ctl.tunnels import Carried, Row, Tunnels
 
 _TITLES = ("ID", "LABEL", "ROLE", "CONNS", "IN/s", "OUT/s", "IN", "OUT", "RTT", "RETRANS", "HOP/s")
@@ -103,7 +103,10 @@ def top(options: Namespace) -> int:
                 else:
                     _batch(screen, options, entries, first=shown == 1)
                 if shown == options.count or wait(options.delay):
-                    return 0
+                    break
+        if live and shown == options.count:
+            _batch(screen, options, entries, first=True)  # what was asked for stays on the terminal
+    return 0
 
 
 def _sleep(seconds: float) -> bool:
@@ -174,14 +177,19 @@ def _heading(screen: Screen, options: Namespace, entries: Sequence[Entry]) -> li
     conns = sum(each.carried.connections for each in entries)
     into = human.size(sum(each.rate_in or 0 for each in entries))
     out = human.size(sum(each.rate_out or 0 for each in entries))
-    clock = screen.paint(f"s2ctl top - {time.strftime('%H:%M:%S')}", BOLD)
+    clock = f"s2ctl top - {time.strftime('%H:%M:%S')}"
     counts = f"{human.counted(len(entries), 'tunnel')}, {human.counted(conns, 'connection')}"
-    return [f"{clock}  {counts}, {into}B/s in, {out}B/s out (over {options.span}s)", ""]
+    rest = f"  {counts}, {into}B/s in, {out}B/s out (over {options.span}s)"
+    if screen.width is not None:
+        rest = shortened(rest, screen.width - len(clock))
+    return [screen.paint(clock, BOLD) + rest, ""]
 
 
 def _table(screen: Screen, entries: Sequence[Entry]) -> list[str]:
+    rows = [_line(each) for each in entries]
     width = len(_TITLES) - (screen.width is not None and screen.width < _WIDE)
-    lines = render(screen, _TITLES[:width], [_line(each)[:width] for each in entries], "")
+    width = min(width, fitting(screen, _TITLES, rows))
+    lines = render(screen, _TITLES[:width], [row[:width] for row in rows], "")
     return lines[:-2] if screen.legend and entries else lines if entries else []
 
 
