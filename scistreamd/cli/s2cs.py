@@ -68,7 +68,8 @@ def _parser() -> Parser:
         metavar="NETWORK,...",
         type=checked(_networks),
         default=None,
-        help="the networks that inbound tunnels may forward to (default: the attached ones, RFC 1918 and RFC 4193)",
+        help="the networks that inbound tunnels may forward to (default: the attached ones, RFC 1918 and RFC 4193); "
+        "an address of this host only where it is named alone, as in 192.0.2.1/32",
     )
     add(
         "--security",
