@@ -1,4 +1,4 @@
-"""The control port's certificate while the daemon runs: renewed files are taken up, a near end is told of."""
+"""The control port's files while the daemon runs: renewed ones are taken up, a certificate's near end is told of."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ _LOOK_SECONDS = 15.0
 _TELL_SECONDS = 86400.0
 _log = logging.getLogger("scistreamd.control")
 
-Files = tuple[Path, Path]
-_Marks = tuple[tuple[int, int, int], ...]
+# Certificate and key, and what else goes into the TLS settings: CAs of client certificates, and their revocations.
+Files = tuple[Path, ...]
+_Marks = dict[Path, tuple[int, int, int]]
 
 
 class CertificateWatch:
-    """Looks at certificate and key from time to time.
+    """Looks at certificate, key and what goes with them from time to time.
 
     ``files``: which ones they are by the settings in force. ``load`` makes
     TLS settings of them, or raises ScistreamError; ``use`` is given those of renewed
@@ -57,7 +58,7 @@ class CertificateWatch:
         while True:
             await self._until_asked()
             now = self._marks()
-            if now != marks and now is not None and self._renew():
+            if now != marks and now is not None and self._renew(*_changed(marks or {}, now)):
                 marks = now
                 self._told_at = 0.0
             if time.monotonic() - self._told_at > _TELL_SECONDS or not self._told_at:
@@ -74,28 +75,29 @@ class CertificateWatch:
 
     def _marks(self) -> _Marks | None:
         """What changes when the files do; None while one is missing, as in the middle of a renewal."""
-        found = []
+        found = {}
         with contextlib.suppress(OSError):
             for path in self._files():
                 state = path.stat()
-                found.append((state.st_mtime_ns, state.st_size, state.st_ino))
-            return tuple(found)
+                found[path] = (state.st_mtime_ns, state.st_size, state.st_ino)
+            return found
         return None
 
-    def _renew(self) -> bool:
+    def _renew(self, *changed: Path) -> bool:
         """Whether the files fit together by now; a key without its certificate is tried again."""
+        what = "certificate" if set(changed) & set(self._files()[:2]) else "file for client certificates"
         try:
             context = self._load()
         except ScistreamError as problem:
-            _log.warning("the renewed certificate is not taken up: %s", problem)
+            _log.warning("the renewed %s is not taken up: %s", what, problem)
             return False
         self._use(context)
-        _log.info("took up the renewed certificate %s", self._files()[0])
+        _log.info("took up the renewed %s: %s", what, ", ".join(map(str, sorted(changed))))
         return True
 
     async def _judge(self) -> None:
         self._told_at = time.monotonic()
-        certificate, _ = self._files()
+        certificate = self._files()[0]
         # In a thread: reading certificates takes a third of a second to learn.
         try:
             end = await asyncio.to_thread(ends, certificate)
@@ -107,6 +109,10 @@ class CertificateWatch:
             _log.warning("%s: %s", certificate, self.warning)
         if before != self.warning:
             self._told()
+
+
+def _changed(before: _Marks, now: _Marks) -> list[Path]:
+    return [path for path, mark in now.items() if before.get(path) != mark]
 
 
 def ends(certificate: Path) -> float:

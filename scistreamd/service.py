@@ -10,6 +10,7 @@ import socket
 import ssl
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Any
 
 from scistreamd import configfile, logs
@@ -82,9 +83,9 @@ class Service:
         unwatch = self._gateway.manager.watch(self._changed)
         loop.add_signal_handler(signal.SIGHUP, self._reload_by_signal)
         self._watch = watch = CertificateWatch(
-            lambda: self._certificate(self._gateway.settings),
+            self._files,
             lambda: self._load()[1],
-            self._gateway.server.replace_context,
+            self._renewed,
             lambda: self._warn(watch.warning),
         )
         works: list[Coroutine[Any, Any, Any]] = [stop.asked.wait(), self._until_idle(), watch.run()]
@@ -104,6 +105,19 @@ class Service:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
+
+    # The files of the control port
+
+    def _files(self) -> Files:
+        """What goes into the TLS settings by the settings in force."""
+        settings = self._gateway.settings
+        clients = (settings.auth.mtls.ca, settings.auth.mtls.crl)
+        return *self._certificate(settings), *(Path(each) for each in clients if each is not None)
+
+    def _renewed(self, context: ssl.SSLContext) -> None:
+        self._gateway.server.replace_context(context)
+        if self._gateway.settings.auth.mtls.ca is not None:
+            self._gateway.server.forget_certificates()
 
     # Status
 

@@ -68,6 +68,24 @@ async def test_renewed_files_are_taken_up_once_they_fit(tmp_path: Path, caplog: 
         await server.close(0)
 
 
+async def test_a_new_list_of_revocations_is_taken_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    files = tmp_path / "server.crt", tmp_path / "server.key", tmp_path / "revoked"
+    make(*files[:2], 90, "first")
+    files[2].write_text("one")
+    used: list[ssl.SSLContext] = []
+    watch = CertificateWatch(lambda: files, lambda: server_context(*files[:2]), used.append, look_seconds=0.02)
+    task = asyncio.create_task(watch.run())
+    try:
+        await until(lambda: bool(watch._asked._waiters))  # the first look is over
+        files[2].write_text("another")
+        await until(lambda: bool(used))
+        assert f"took up the renewed file for client certificates: {files[2]}" in caplog.text
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
 async def test_other_files_are_looked_at_at_once(tmp_path: Path) -> None:
     """A reload may name them."""
     make(tmp_path / "a.crt", tmp_path / "a.key", 90, "first")

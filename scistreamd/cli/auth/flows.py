@@ -45,6 +45,12 @@ def by_code(provider: Provider, login: Login, *, browser: bool) -> Login:
 
 def by_device(provider: Provider, login: Login) -> Login:
     """A code that is typed on another device (RFC 8628)."""
+    if not provider.device_flow:
+        raise ScistreamError(
+            Code.UNIMPLEMENTED,
+            f"{provider.issuer} gives no codes for devices",
+            "leave --device out: s2uc prints a URL for a browser anywhere, and takes the code that it shows",
+        )
     started = provider.start_device(login)
     where = started.get("verification_uri_complete") or started["verification_uri"]
     where, code = output.harmless(str(where)), output.harmless(started["user_code"])
