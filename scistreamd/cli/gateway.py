@@ -71,6 +71,7 @@ class Gateway:
         self._trust = trust
         self._fingerprint = fingerprint
         self._note = note
+        self._told: set[str] = set()  # each answer about a tunnel brings all of its warnings
         self._channel: Channel | None = None
 
     async def __aenter__(self) -> Gateway:
@@ -291,7 +292,9 @@ class Gateway:
 
     def _tell_warnings(self, metadata: Metadata | None) -> None:
         for warning in _of_ours(metadata, WARNING):
-            self._note(warning)
+            if warning not in self._told:
+                self._told.add(warning)
+                self._note(warning)
 
 
 def _of_ours(metadata: Metadata | None, key: str) -> list[str]:

@@ -141,7 +141,9 @@ class ControlService:
         call = wire.parse_update(message, metadata)
         trail.tunnel = call.uid.id
         grant = trail.grant = self._gate.admit(trail.caller, Verb.UPDATE)
-        return wire.response(await self._tunnels.update(grant, call.uid, call.role, call.targets))
+        answer = await self._tunnels.update(grant, call.uid, call.role, call.targets)
+        trail.warnings = answer.warnings
+        return wire.response(answer)
 
     async def _release(self, message: pb.Release, metadata: wire.Metadata, trail: Trail) -> pb.Response:
         uid = wire.parse_release(message, metadata)

@@ -369,6 +369,15 @@ async def test_the_gateway_warns_of_a_uid_that_can_be_guessed(tmp_path: Path) ->
         assert "guessed" in unquote(warning)
 
 
+async def test_an_outbound_request_hears_of_a_hop_that_does_not_work(tmp_path: Path) -> None:
+    async with gateway(tmp_path, "127.0.0.2", "--type=Nginx", "--port-range=26300-26309") as here:
+        nowhere = "127.0.0.3:26399"
+        asked = ("outbound-request", "--s2cs", here.s2cs, "--receiver-ports=26300", str(uuid.uuid4()), nowhere)
+        status, _, err = await s2uc(here.certificate.parent, *asked)
+        assert status == 0
+        assert err.count(f"s2uc: note: the hop to {nowhere}: refused: nothing listens there (") == 1
+
+
 async def strangers(here: Gateway) -> list[socket.socket]:
     """Clients that open a connection and do nothing useful with it."""
     stuck = []
