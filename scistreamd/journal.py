@@ -7,6 +7,7 @@ while somebody waits for a line, or wants the last ones.
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 
 from scistreamd import programs
@@ -15,6 +16,9 @@ from scistreamd.errors import BugError, Code, ScistreamError
 
 _LAST_LINES = 5
 _SECONDS = 5
+# SD_MESSAGE_UNIT_PROCESS_EXIT and SD_MESSAGE_UNIT_OUT_OF_MEMORY (systemd.catalog)
+_EXIT = ("MESSAGE_ID=98e322203f7a4ed290d09fe03c09fe15", "MESSAGE_ID=fe6faa94e7774663a0da52717891d8ef")
+_STATUS = re.compile(r"code=(\w+), status=([0-9]+)/(\S+)")
 _ENVIRONMENT = {"PATH": programs.PATH, "LANG": "C.UTF-8"}
 
 
@@ -24,7 +28,9 @@ class Journal:
     def __init__(self, unit: str, seconds_before: float = 0) -> None:
         """``unit``: the full name of a service."""
         since = time.time() - seconds_before
-        self._query = ["--quiet", "--output=cat", f"--since=@{since:.6f}", f"_SYSTEMD_UNIT={unit}"]
+        self._since = ["--quiet", "--output=cat", f"--since=@{since:.6f}"]
+        self._query = [*self._since, f"_SYSTEMD_UNIT={unit}"]
+        self._unit = unit
         self._follower: Child | None = None
 
     def watch(self, text: str) -> Watch:
@@ -55,6 +61,17 @@ class Journal:
         reader = _journalctl("--reverse", f"--lines={_LAST_LINES}", *self._query)
         await _end_of(reader)
         return list(reader.lines)[::-1]
+
+    async def exit(self) -> str:
+        """How its main process ended last, as systemd tells it, in words for people; "" where that is not known."""
+        await _end_of(_journalctl("--sync"))
+        reader = _journalctl("--reverse", "--lines=1", *self._since, "_PID=1", f"UNIT={self._unit}", *_EXIT)
+        await _end_of(reader)
+        found = _STATUS.search(text := "".join(reader.lines))
+        if not found:
+            return "killed for want of memory" if "OOM" in text else ""
+        code, number, name = found.groups()
+        return f"exit status {number}" if code == "exited" else f"{code} by signal {number} ({name})"
 
     async def close(self) -> None:
         """Read no more."""

@@ -174,7 +174,7 @@ class SystemdHeld:
             self._check_open()
             journal.check()
             if self._service.down.is_set():
-                raise await self._refused(journal, "ended at start")
+                raise await self._refused(journal, f"ended at start{await _how(journal)}")
             if words.say_rejected:
                 raise await self._refused(journal, "did not take its new configuration")
             if asyncio.get_running_loop().time() > deadline:
@@ -299,7 +299,7 @@ class SystemdHeld:
     async def _give_up(self, times: int) -> None:
         """A crash loop: end it, and keep the port until the tunnel is released."""
         journal = Journal(self._names.service, STEADY_SECONDS)
-        problem = await self._refused(journal, f"ended {times} times in a row")
+        problem = await self._refused(journal, f"ended {times} times in a row{await _how(journal)}")
         await self._restart_with(None)
         if not (self._closing or self._ended):
             self._told.failed(problem.message)
@@ -316,5 +316,10 @@ class SystemdHeld:
     @staticmethod
     async def _refused(journal: Journal, what: str) -> ScistreamError:
         """``what`` happened, with the last words of the data server."""
-        words = " | ".join(await journal.last()) or "it said nothing"
+        words = " | ".join(dict.fromkeys(await journal.last())) or "it said nothing"
         return ScistreamError(Code.FAILED_PRECONDITION, f"data server {what}: {words}")
+
+
+async def _how(journal: Journal) -> str:
+    how = await journal.exit()
+    return f" ({how})" if how else ""

@@ -547,7 +547,9 @@ async def a_data_server_that_cannot_start(launcher: SystemdLauncher) -> None:
             except ScistreamError as refused:
                 assert refused.code is Code.FAILED_PRECONDITION
                 print(kind, refused.message)
-                assert "ended at start" in refused.message and "nonsense" in refused.message, refused.message
+                assert "ended at start (exit status 1)" in refused.message and "nonsense" in refused.message, (
+                    refused.message
+                )
             else:
                 raise AssertionError("nonsense was served")
             assert listeners() == [PORT]
@@ -606,7 +608,7 @@ async def a_crash_loop(launcher: SystemdLauncher) -> None:
         call("systemctl", "kill", "--signal=KILL", tunnel.names.service)
         why = await asyncio.wait_for(tunnel.ear.failed, SECONDS)
         print(why)
-        assert "times in a row" in why and "nonsense" in why
+        assert "times in a row (exit status 1)" in why and why.count("nonsense") == 1
         assert listeners() == [PORT]
         assert not tunnel.ear.ended.done()
 
