@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scistreamd.counts import Counts, Totals
+from scistreamd.counts import NOTHING, Counts, Totals
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.legs import Saved
 
@@ -78,6 +78,8 @@ def _to_json(saved: Saved) -> dict[str, Any]:
         "retransmits": counts.retransmits,
         "used": counts.used,
         "estimated": counts.estimated,
+        "tcp": saved.tcp,
+        "udp": saved.udp,
         # Cookies are numbers of 64 bits, more than JSON's readers agree on.
         "legs": {f"{cookie:x}": leg for cookie, leg in saved.legs.items()},
     }
@@ -98,7 +100,9 @@ def _from_json(raw: Any) -> Saved:
         int(cookie, 16): (bool(active), _totals(counted), int(retransmits))
         for cookie, (active, counted, retransmits) in raw["legs"].items()
     }
-    return Saved(counts, legs if _same_boot(float(raw["time"]), float(raw["up"])) else {})
+    passed = _totals(raw.get("tcp", NOTHING)), _totals(raw.get("udp", NOTHING))
+    # What the kernel has counted is gone with it.
+    return Saved(counts, legs, *passed) if _same_boot(float(raw["time"]), float(raw["up"])) else Saved(counts)
 
 
 def _totals(raw: Any) -> Totals:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,6 +32,9 @@ class Totals(NamedTuple):
 
 
 NOTHING = Totals()
+
+# What has passed on each port, of TCP or (True) of UDP: payload, of TCP by estimate.
+Passed = Mapping[tuple[int, bool], Totals]
 
 
 @dataclass(frozen=True)

@@ -81,8 +81,8 @@ class Plugged:
     daemon, and ``store`` keeps the books of those tunnels; ``authority``
     decides about users of this host; ``traffic`` is what the kernel's network does
     for tunnels, in the order of asking; ``counter_books`` keep what is counted of tunnels
-    that outlive the daemon, ``passing`` counts while there is none; ``authenticators``: the ways to
-    prove who one is, for these settings; ``doors`` are built once the manager is there.
+    that outlive the daemon; ``authenticators``: the ways to prove who one is, for these settings;
+    ``doors`` are built once the manager is there.
     """
 
     launcher: Launcher | None = None
@@ -90,7 +90,6 @@ class Plugged:
     authority: Authority | None = None
     traffic: Sequence[Traffic] = ()
     counter_books: CounterBooks | None = None
-    passing: Passing | None = None
     authenticators: Callable[[Settings], Sequence[Authenticator]] = lambda settings: ()
     doors: Sequence[Callable[[Manager, Gate, Counters], FrontDoor]] = ()
 
@@ -125,7 +124,8 @@ class Gateway:
             own_addresses=own_addresses,
         )
         self.server = ControlServer(self.manager, self.gate, settings.control.limits)
-        self.meter = Meter(self.manager, SockDiag(), plugged.counter_books, plugged.passing)
+        passing = next((part for part in plugged.traffic if isinstance(part, Passing)), None)
+        self.meter = Meter(self.manager, SockDiag(), plugged.counter_books, passing)
         self._doors = [make(self.manager, self.gate, self.meter) for make in plugged.doors]
 
     def _launcher_of(self, kind: DataServerType) -> Launcher:
@@ -141,7 +141,7 @@ class Gateway:
             await door.open()
         await self.manager.restore()
         await self._tell_ports()
-        await self.meter.start()
+        self.meter.start()
         await self.server.start(listeners, tls)
         for door in self._doors:
             door.serve()
@@ -153,7 +153,7 @@ class Gateway:
             await door.close()
         await self.server.close(_STOP_GRACE)
         await self.manager.close()
-        await self.meter.stop()
+        self.meter.stop()
         self.ports.close()
         self._network.close()
 

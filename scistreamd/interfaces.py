@@ -6,7 +6,7 @@ Nothing here opens anything.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -17,9 +17,9 @@ from scistreamd.model import Caller, Endpoint, IPAddress, IPNetwork, Role, Secur
 from scistreamd.portcheck import Look
 
 if TYPE_CHECKING:
-    from scistreamd.counts import Counts, Totals
+    from scistreamd.counts import Counts, Passed
     from scistreamd.hop import Finding
-    from scistreamd.legs import Saved, Way
+    from scistreamd.legs import Saved
     from scistreamd.records import Record
     from scistreamd.sock import Sock
 
@@ -441,14 +441,12 @@ class Sockets(Protocol):
         """All as they are now; ScistreamError where the kernel tells nothing."""
 
 
+@runtime_checkable
 class Passing(Protocol):
-    """Counts what passes on listeners while no daemon runs, from the outside and roughly."""
+    """A part of `Traffic` that counts packets on ports of listeners, from the outside, also while no daemon runs."""
 
-    async def begin(self, ways: Iterable[Way]) -> None:
-        """Count from now on; ScistreamError where that cannot be."""
-
-    async def finish(self) -> dict[str, Totals]:
-        """Count no more; what TCP has carried on the listeners of each tunnel since `begin`, by id."""
+    def read(self) -> Passed:
+        """What has been counted, ever since; ScistreamError where that cannot be seen."""
 
 
 class CounterBooks(Protocol):

@@ -30,19 +30,11 @@ async def kernel_traffic(
     where that one keeps what undoes its work when a tunnel ends without it.
     """
     table = NftTable(_TABLE if lasting else f"{_TABLE}-{secrets.token_hex(4)}", lasting=lasting)
+    count = PacketCount(table, settings.port_range, every=lasting)
     try:
         firewalld = Firewalld(settings.port_range, runtime) if settings.firewall is FirewallMode.MANAGE else None
         # The firewall last: it is judged with the rules of ours.
-        yield Guard(table), Rates(table), Firewall(settings.firewall, settings.port_range, firewalld)
+        yield Guard(table), Rates(table), count, Firewall(settings.firewall, settings.port_range, firewalld)
     finally:
-        await table.close()
-
-
-@contextlib.asynccontextmanager
-async def packet_count() -> AsyncIterator[PacketCount]:
-    """What counts in place of a daemon whose tunnels outlive it, by the same table."""
-    table = NftTable(_TABLE, lasting=True)
-    try:
-        yield PacketCount(table)
-    finally:
+        count.disconnect()
         await table.close()

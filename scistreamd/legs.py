@@ -25,12 +25,13 @@ KEPT_ENDS = 64  # ended accepted legs that still may find their other one
 
 @dataclass(frozen=True)
 class Way:
-    """A tunnel as far as its connections go; see `tunnel.Tunnel` and `interfaces.Bind`."""
+    """A tunnel as far as its connections go; see `tunnel.Tunnel` and `interfaces.Bind`. ``udp``: that too."""
 
     id: str
     role: Role
     listeners: tuple[Endpoint, ...]
     targets: tuple[Endpoint, ...]
+    udp: bool = False
 
 
 @dataclass
@@ -70,11 +71,14 @@ class End(NamedTuple):
 class Saved:
     """The sums of a tunnel as they are written down: ``legs`` are the open connections by their cookies.
 
-    Of each leg: whether we opened it, what of it is in the sums, and its retransmits.
+    Of each leg: whether we opened it, what of it is in the sums, and its retransmits. ``tcp`` and ``udp``: what had
+    passed on the listeners when the sums were these.
     """
 
     counts: Counts
     legs: Mapping[int, tuple[bool, Totals, int]] = field(default_factory=dict)
+    tcp: Totals = NOTHING
+    udp: Totals = NOTHING
 
 
 @dataclass
@@ -92,6 +96,10 @@ class Sums:
     used_told: float = 0
     estimated: bool = False
     health: Health = NO_HEALTH
+    # What had passed on the listeners when we looked last, None: never; the sums at that time, after a restart.
+    tcp: Totals | None = None
+    udp: Totals | None = None
+    before: Counts | None = None
     accepted: int = 0  # legs that came in on a listener
     opened: int = 0  # legs towards targets that are known to be of this tunnel
     # Accepted legs that ended, and when: their other half may be told of later.
@@ -142,7 +150,19 @@ class Sums:
         self.used_told = self.used if late else self.used_told
         return late
 
-    def estimate(self, passed: Totals, before: Counts) -> bool:
+    def take_passed(self, tcp: Totals, udp: Totals) -> bool:
+        """Take in what has passed on the listeners, as counted from the outside; whether the sums have changed.
+
+        Of TCP that matters after a restart alone, where it tells what passed unseen.
+        """
+        changed = self.before is not None and self._estimate(_since(tcp, self.tcp), self.before)
+        more = _since(udp, self.udp)
+        if any(more):
+            self.plain, self.wan = self.plain.plus(more), self.wan.plus(more)
+        self.tcp, self.udp, self.before = tcp, udp, None
+        return changed or any(more)
+
+    def _estimate(self, passed: Totals, before: Counts) -> bool:
         """Add what ``passed`` on the listeners beyond what has been counted since ``before``; whether that is much.
 
         The listeners of an inbound tunnel are on the hop, with TLS: a record of 16 KiB has 22 bytes of it.
@@ -162,5 +182,13 @@ class Sums:
         before = saved.counts
         self.plain, self.wan, self.retransmits = before.plain, before.wan, before.retransmits
         self.total, self.used, self.estimated = before.connections_total, before.used, before.estimated
+        self.tcp, self.udp, self.before = saved.tcp, saved.udp, before
         self.opened = sum(active for active, *_ in saved.legs.values())
         self.accepted = len(saved.legs) - self.opened
+
+
+def _since(now: Totals, before: Totals | None) -> Totals:
+    """What came after ``before``; all of it where somebody has set the counters back, nothing where we never looked."""
+    if before is None:
+        return NOTHING
+    return now if any(one < two for one, two in zip(now, before, strict=True)) else now.minus(before)

@@ -11,14 +11,14 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Protocol
 
 from scistreamd.counts import SPANS, Counts, Rates
 from scistreamd.errors import ScistreamError
 from scistreamd.interfaces import CounterBooks, Passing, Sockets
-from scistreamd.legs import Saved, Way
+from scistreamd.legs import Way
 from scistreamd.model import Change, ChangeKind
 from scistreamd.tally import Tally
 
@@ -27,6 +27,7 @@ _SELDOM = 10.0
 _ASKED = 5.0  # so long after a question somebody is taken to be still asking
 _SOON = 0.1  # where a connection has ended and the other half of it is yet to be found
 _WRITE = 5.0
+_WRITE_FRESH = 0.5  # for a new tunnel: from where on the next daemon is to count
 _SHORTEST = 0.2  # seconds that a rate is worth telling of
 _log = logging.getLogger("scistreamd.meter")
 
@@ -54,8 +55,8 @@ class Meter:
     def __init__(
         self, metered: Metered, sockets: Sockets, books: CounterBooks | None, passing: Passing | None = None
     ) -> None:
-        """``books`` keep counts from one daemon to the next, ``passing`` counts in between; None: no tunnel
-        outlives this one."""
+        """``books`` keep counts from one daemon to the next, None: no tunnel outlives this one; ``passing`` counts
+        UDP, and what passes between two daemons."""
         self._passing = passing
         self._metered = metered
         self._sockets = sockets
@@ -64,6 +65,7 @@ class Meter:
         self._problem: ScistreamError | None = None
         self._fd = -1  # what becomes readable when connections have ended; -1: we do not listen
         self._told = ""
+        self._unread = ""
         self._lost = False
         self._looked = 0.0  # loop time of the last look, 0: there was none
         self._asked = float("-inf")
@@ -73,22 +75,19 @@ class Meter:
         self._know_handle: asyncio.Handle | None = None
         self._unwatch: Callable[[], None] | None = None
 
-    async def start(self) -> None:
+    def start(self) -> None:
         """Count from now on, going on from what was written down of the tunnels that there are."""
         self._loop = asyncio.get_running_loop()
         self._unwatch = self._metered.watch(self._changed)
         self._tally.know(self._metered.ways())
-        saved = self._resume(self._books) if self._books is not None else {}
+        if self._books is not None:
+            self._resume(self._books)
         self._arrange()
-        if self._passing is not None:
-            await self._estimate(self._passing, saved)
 
-    async def stop(self) -> None:
+    def stop(self) -> None:
         """Count no more, and write down what there is."""
         if self._unwatch is None:
             return
-        if self._passing is not None and len(self._tally):
-            await self._hand_over(self._passing)
         if self._listening:
             self._look()
         self._unwatch()
@@ -98,24 +97,6 @@ class Meter:
                 each.cancel()
         self._deafen()
         self._write()
-
-    async def _hand_over(self, passing: Passing) -> None:
-        try:
-            await passing.begin(self._metered.ways())
-        except ScistreamError as problem:
-            _log.warning("what tunnels carry while scistreamd is not there is not counted: %s", problem)
-
-    async def _estimate(self, passing: Passing, saved: Mapping[str, Saved]) -> None:
-        """Take in what passed while no daemon was there, as far as it is not known from open connections."""
-        try:
-            passed = await passing.finish()
-        except ScistreamError as problem:
-            _log.warning("what tunnels carried while scistreamd was not there is not known: %s", problem)
-            return
-        for tunnel, totals in passed.items():
-            before = saved[tunnel].counts if tunnel in saved else Counts()
-            self._tally.estimate(tunnel, totals, before, time.time())
-        self._note()
 
     def counts(self, tunnel_id: str) -> Counts:
         """What the tunnel has carried; UNAVAILABLE where the kernel tells nothing, with the reason."""
@@ -158,12 +139,25 @@ class Meter:
         ended = self._hear()
         self._tally.see((sock for sock in socks if sock.cookie not in ended), now, lost=self._lost)
         self._lost = False
+        self._pass_by(now)
         self._looked = self._loop.time()
         if not self._samples or self._looked - self._samples[-1][0] > _OFTEN - _SHORTEST:
             self._samples.append((self._looked, {tunnel: self._bytes(tunnel) for tunnel in self._tally}))
         while self._samples[0][0] < self._looked - SPANS[-1] - _SELDOM:
             self._samples.popleft()
         self._note()
+
+    def _pass_by(self, now: float) -> None:
+        if self._passing is None:
+            return
+        try:
+            passed = self._passing.read()
+        except ScistreamError as problem:
+            if str(problem) != self._unread:
+                self._unread = str(problem)
+                _log.warning("UDP, and what tunnels carry while scistreamd is not there, is not counted: %s", problem)
+            return
+        self._tally.pass_by(passed, now)
 
     def _hear(self) -> set[int]:
         """Take in the connections that have ended; returns their cookies."""
@@ -263,6 +257,8 @@ class Meter:
             self._know_handle.cancel()
             self._know_handle = None
             self._tally.know(self._metered.ways())
+            if self._books is not None and self._tally.fresh:
+                self._write_in(_WRITE_FRESH)
 
     # Rates
 
@@ -290,7 +286,7 @@ class Meter:
 
     # Books
 
-    def _resume(self, books: CounterBooks) -> Mapping[str, Saved]:
+    def _resume(self, books: CounterBooks) -> None:
         saved = books.load()
         for tunnel in self._tally:
             if tunnel in saved:
@@ -300,15 +296,30 @@ class Meter:
         for gone in saved.keys() - set(self._tally):
             books.delete(gone)
         self._lost = True
-        return saved
 
     def _note(self) -> None:
         """Write down what has changed, before long."""
-        if self._books is not None and self._tally.changed and self._write_timer is None:
-            self._write_timer = self._loop.call_later(_WRITE, self._write)
+        if self._books is not None and self._tally.changed:
+            self._write_in(_WRITE)
+
+    def _write_in(self, seconds: float) -> None:
+        if self._write_timer is not None:
+            if self._write_timer.when() <= self._loop.time() + seconds:
+                return
+            self._write_timer.cancel()
+        self._write_timer = self._loop.call_later(seconds, self._write_soon)
+
+    def _write_soon(self) -> None:
+        """With what has passed on the listeners until now, so that it is known what passes after us."""
+        self._write_timer = None
+        if self._listening:
+            self._look()
+        self._write()
 
     def _write(self) -> None:
-        self._write_timer = None
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
         changed, self._tally.changed = self._tally.changed, set()
         if self._books is None or not changed:
             return

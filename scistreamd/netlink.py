@@ -7,6 +7,7 @@ since 0.9 it brings an event loop of its own.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -21,6 +22,8 @@ REQUEST, ACK, DUMP, EXCL, CREATE, APPEND = 0x1, 0x4, 0x300, 0x200, 0x400, 0x800
 
 _SOL_NETLINK, _CAP_ACK, _EXT_ACK = 270, 10, 11
 _ERROR, _DONE = 2, 3
+_DUMP_INTERRUPTED = 0x10  # NLM_F_DUMP_INTR
+_TRIES = 20
 _CAPPED, _ACK_TLVS = 0x100, 0x200
 _MESSAGE_ATTRIBUTE = 1  # NLMSGERR_ATTR_MSG
 _HEADER = struct.Struct("=IHHII")
@@ -58,6 +61,7 @@ class Netlink:
         for option in (_CAP_ACK, _EXT_ACK):
             self._socket.setsockopt(_SOL_NETLINK, option, 1)
         self._number = 0
+        self._interrupted = False  # whether what the last dump tells of changed meanwhile
 
     def close(self) -> None:
         """Close the socket; a table that it owns is gone then."""
@@ -69,14 +73,21 @@ class Netlink:
         self._finish(self._number)
 
     def dump(self, body: bytes, kind: int, answer: Callable[[bytes], Any], flags: int = DUMP) -> list[Any]:
-        """All that the kernel answers to a request, each made by ``answer`` (a class of pyroute2) and decoded."""
-        self._send(self._framed(Order(body, kind, flags)))
-        found = []
-        for data in self._answers(one=flags != DUMP):
-            made = answer(data)
-            made.decode()
-            found.append(made)
-        return found
+        """All that the kernel answers to a request, each made by ``answer`` (a class of pyroute2) and decoded.
+
+        Refused (EINTR) where it keeps changing while the kernel tells of it.
+        """
+        for _ in range(_TRIES):
+            self._send(self._framed(Order(body, kind, flags)))
+            found = []
+            self._interrupted = False
+            for data in self._answers(one=flags != DUMP):
+                made = answer(data)
+                made.decode()
+                found.append(made)
+            if not self._interrupted:
+                return found
+        raise Refused(errno.EINTR, os.strerror(errno.EINTR))
 
     def batch(self, orders: Sequence[Order], edge: bytes, edges: tuple[int, int]) -> None:
         """Have the kernel do all of these, or none: then this raises Refused.
@@ -120,6 +131,7 @@ class Netlink:
             for data, kind, flags, of, body in self._received():
                 if of != self._number:
                     continue
+                self._interrupted = self._interrupted or bool(kind != _ERROR and flags & _DUMP_INTERRUPTED)
                 if kind == _ERROR and (problem := _error(flags, body)):
                     raise problem
                 if kind in (_DONE, _ERROR):

@@ -14,11 +14,10 @@ from pyroute2.netlink.nfnetlink import nftsocket as nft
 
 from scistreamd.netattributes import attribute
 from scistreamd.netlink import APPEND, CREATE, Order, encoded
-from scistreamd.nftrules import Byte, Chain, Expression, Map, Rule, Section, Verdict
+from scistreamd.nftrules import PORT_KEY_BYTES, Byte, Chain, Expression, Map, PortCounts, Rule, Section, Verdict
 
 GETTABLE, GETCHAIN = nft.NFT_MSG_GETTABLE, nft.NFT_MSG_GETCHAIN
 GETRULE, GETSET = nft.NFT_MSG_GETRULE, nft.NFT_MSG_GETSET
-GETOBJ, GETSETELEM = nft.NFT_MSG_GETOBJ, nft.NFT_MSG_GETSETELEM
 
 EDGES = (0x10, 0x11)  # NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END
 MARK = b"\x00\x0bscistreamd\x00"  # a comment, as libnftnl writes one: type, length, text
@@ -27,32 +26,14 @@ _INET = 1  # NFPROTO_INET
 _HEADER = bytes([_INET, 0, 0, 0])  # struct nfgenmsg
 _ACCEPT = 1
 _MAP, _TIMEOUT, _EVAL = 0x8, 0x10, 0x20
-_COUNTER = 1  # NFT_OBJECT_COUNTER
 # How nft(8) prints our maps, by the length of the key: an interface; an integer and an address; class ids.
 _KEY_TYPES, _CLASSID = {4: 20, 8: 4 << 6 | 7, 20: 4 << 6 | 8}, 23
+_PORT_KEY_TYPE = 2 << 12 | 12 << 6 | 13  # nf_proto . inet_proto . inet_service
 
 
 def _with(kind: Any, **changes: str) -> Any:
     changed = tuple((name, changes.get(name, form)) for name, form in kind.nla_map)
     return type(kind.__name__, (kind,), {"nla_map": changed})
-
-
-class Object(nfgen_msg):  # type: ignore[misc]  # pyroute2 has no types
-    """A named object; pyroute2 does not have this message."""
-
-    prefix = "NFTA_OBJ_"
-    nla_map = (
-        ("NFTA_OBJ_UNSPEC", "none"),
-        ("NFTA_OBJ_TABLE", "asciiz"),
-        ("NFTA_OBJ_NAME", "asciiz"),
-        ("NFTA_OBJ_TYPE", "be32"),
-        ("NFTA_OBJ_DATA", "counter"),
-        ("NFTA_OBJ_USE", "be32"),
-        ("NFTA_OBJ_HANDLE", "be64"),
-    )
-
-    class counter(nft.nft_contains_expr.nft_expr.nft_counter):  # type: ignore[misc]
-        """Its packets and bytes."""
 
 
 Table = _with(nft.nft_table_msg, NFTA_TABLE_USERDATA="cdata")
@@ -132,25 +113,24 @@ def new_map(table: str, made: Map, number: int) -> Order:
     return Order(described, kind(nft.NFT_MSG_NEWSET), CREATE)
 
 
+def new_set(table: str, made: PortCounts, number: int) -> Order:
+    """As `new_map`."""
+    described = message(
+        SetMessage,
+        table=table,
+        name=made.name,
+        flags=_EVAL,
+        key_type=_PORT_KEY_TYPE,
+        key_len=PORT_KEY_BYTES,
+        id=number,
+        desc={"attrs": [("NFTA_SET_DESC_SIZE", made.size)]},
+    )
+    return Order(described, kind(nft.NFT_MSG_NEWSET), CREATE)
+
+
 def delete_map(table: str, name: str) -> Order:
-    """Remove a map that no rule uses."""
+    """Remove a map or set that no rule uses."""
     return Order(message(SetMessage, table=table, name=name), kind(nft.NFT_MSG_DELSET), 0)
-
-
-def new_counter(table: str, name: str) -> Order:
-    """Make the counter, if it is not there."""
-    start = {"attrs": [("NFTA_COUNTER_BYTES", 0), ("NFTA_COUNTER_PACKETS", 0)]}
-    return Order(message(Object, table=table, name=name, type=_COUNTER, data=start), kind(nft.NFT_MSG_NEWOBJ), CREATE)
-
-
-def delete_counter(table: str, name: str) -> Order:
-    """Remove a counter that no rule uses."""
-    return Order(message(Object, table=table, name=name, type=_COUNTER), kind(nft.NFT_MSG_DELOBJ), 0)
-
-
-def elements(table: str, name: str) -> bytes:
-    """Ask for the elements of a map."""
-    return message(nft.nft_set_elem_list_msg, table=table, set=name)
 
 
 @functools.lru_cache(maxsize=1 << 16)  # most rules are the same in the next transaction
@@ -178,13 +158,18 @@ def _named(make: Any, name: str, payload: bytes) -> bytes:
 
 
 def _expression(expression: Expression) -> bytes:
+    return attribute(1, _whole(expression))  # NFTA_LIST_ELEM
+
+
+def _whole(expression: Expression) -> bytes:
     make = getattr(nft.nft_contains_expr.nft_expr, f"nft_{expression.name}")
     inner = b"".join(_named(make, name, _value(value)) for name, value in expression.attributes)
-    whole = attribute(1, expression.name.encode() + b"\0") + attribute(2, inner)  # NFTA_EXPR_NAME, NFTA_EXPR_DATA
-    return attribute(1, whole)  # NFTA_LIST_ELEM
+    return attribute(1, expression.name.encode() + b"\0") + attribute(2, inner)  # NFTA_EXPR_NAME, NFTA_EXPR_DATA
 
 
 def _value(value: Any) -> bytes:
+    if isinstance(value, Expression):
+        return _whole(value)
     if isinstance(value, bytes):
         return attribute(1, value)  # NFTA_DATA_VALUE
     if isinstance(value, Verdict):
@@ -200,12 +185,11 @@ def replacement(table: str, section: Section, there: Section, *, lasting: bool) 
     wanted = {chain.name for chain in section.chains}
     orders = [new_table(table, lasting=lasting)]
     orders += [new_chain(table, each) for each in section.chains]
-    orders += [new_map(table, each, number) for number, each in enumerate(section.maps, 1)]
-    orders += [new_counter(table, each) for each in section.counters]
+    for number, each in enumerate(section.maps, 1):
+        orders.append(new_map(table, each, number) if isinstance(each, Map) else new_set(table, each, number))
     orders += [flush_chain(table, name) for name in (*wanted, *(each.name for each in there.chains))]
     orders += [delete_chain(table, each.name) for each in there.chains if each.name not in wanted]
     kept = {each.name for each in section.maps}
     orders += [delete_map(table, each.name) for each in there.maps if each.name not in kept]
-    orders += [delete_counter(table, each) for each in there.counters if each not in section.counters]
     orders += [new_rule(table, chain.name, rule) for chain in section.chains for rule in chain.rules]
     return orders

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scistreamd.interfaces import Bind
-from scistreamd.model import IPAddress, IPNetwork
+from scistreamd.model import IPAddress, IPNetwork, PortRange
 
 TCP, UDP = 6, 17
 # Hooks, NF_INET_LOCAL_IN and NF_INET_LOCAL_OUT; priorities as nft(8) names them.
@@ -27,8 +27,7 @@ _VERDICT_REGISTER, _REGISTER = 0, 1
 # Registers of four bytes for keys of several parts.
 _PARTS = 8
 _EQUAL = 0
-_AT_MOST = 3
-_COUNTER = 1
+_AT_MOST, _AT_LEAST = 3, 5
 _TCP_FLAGS, _SYN, _FIN_SYN_RST_ACK = 13, b"\x02", b"\x17"
 _TCP_RESET, _ADMIN_PROHIBITED = 1, 3
 _DROP, _ACCEPT, _JUMP, _GOTO, _RETURN = 0, 1, -3, -4, -5
@@ -99,19 +98,23 @@ class Map:
 
 
 @dataclass(frozen=True)
-class Section:
-    """A part of our table that is replaced as a whole: chains whose names are its name, or begin with it and a dash.
+class PortCounts:
+    """A set that `count_port` fills: a counter for each family, protocol and port; it keeps counting while it stays."""
 
-    ``counters`` are named counters; those that stay keep counting.
-    """
+    name: str
+    size: int = 65536
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of our table that is replaced as a whole: chains whose names are its name, or begin with it and a dash."""
 
     name: str
     chains: tuple[Chain, ...] = ()
-    maps: tuple[Map, ...] = ()
-    counters: tuple[str, ...] = ()
+    maps: tuple[Map | PortCounts, ...] = ()
 
     def has(self, name: str) -> bool:
-        """Whether a chain, map or counter of this name is this section's."""
+        """Whether a chain, map or set of this name is this section's."""
         return name == self.name or name.startswith(f"{self.name}-")
 
 
@@ -164,10 +167,28 @@ def _port(offset: int, port: int) -> Expressions:
     return _header(_TRANSPORT_HEADER, offset, 2), _equal(struct.pack(">H", port))
 
 
-def port_at_most(port: int, *, source: bool) -> Expressions:
-    """Packets from, or to, a port up to this one."""
-    load = _header(_TRANSPORT_HEADER, 0 if source else 2, 2)
-    return load, _step("cmp", sreg=_REGISTER, op=_AT_MOST, data=struct.pack(">H", port))
+def count_port(name: str, number: int, ports: PortRange, *, source: bool) -> Expressions:
+    """Count packets of this protocol from, or to, one of the ports in the set, by what `port_key` reads."""
+    family, protocol, port = _PARTS + 4, _PARTS + 5, _PARTS + 6
+    first, last = (struct.pack(">H", each) for each in (ports.first, ports.last))
+    return (
+        _step("meta", dreg=protocol, key=_L4PROTO),
+        _step("cmp", sreg=protocol, op=_EQUAL, data=bytes([number])),
+        _header(_TRANSPORT_HEADER, 0 if source else 2, 2, port),
+        _step("cmp", sreg=port, op=_AT_LEAST, data=first),
+        _step("cmp", sreg=port, op=_AT_MOST, data=last),
+        _step("meta", dreg=family, key=_PROTOCOL_FAMILY),
+        _step("dynset", set_name=name, op=0, sreg_key=family, expr=_step("counter")),
+    )
+
+
+# Three registers: family, protocol, port.
+PORT_KEY_BYTES = 12
+
+
+def port_key(key: bytes) -> tuple[int, int, int]:
+    """IP version, protocol and port of a key of `PortCounts`."""
+    return next(version for version, number in _NFPROTO.items() if number == key[0]), key[4], key[8] << 8 | key[9]
 
 
 def _protocols(bind: Bind) -> tuple[int, ...]:
@@ -240,11 +261,6 @@ def note_interface(name: str) -> Expressions:
     number = _step("immediate", dreg=_PARTS + 8, data=bytes(4))
     load = _step("meta", dreg=_PARTS + 4, key=_OIF)
     return load, number, _step("dynset", set_name=name, op=0, sreg_key=_PARTS + 4, sreg_data=_PARTS + 8)
-
-
-def count(name: str) -> Expressions:
-    """Count the packet by a named counter."""
-    return (_step("objref", imm_type=_COUNTER, imm_name=name),)
 
 
 def _decide(code: int, chain: str = "") -> Expressions:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -22,8 +22,8 @@ from scistreamd.nftrules import Chain, Map, Section
 _T = TypeVar("_T")
 _TRIES = 3
 _LOOK_SECONDS = 1.0
-# NFNL_SUBSYS_NFTABLES, NFT_MSG_GETTABLE, NFT_MSG_GETCHAIN and NFT_MSG_GETGEN
-_GETTABLE, _GETCHAIN, _GETGEN = 0xA01, 0xA04, 0xA10
+# NFNL_SUBSYS_NFTABLES, NFT_MSG_GETTABLE, NFT_MSG_GETCHAIN, NFT_MSG_GETSETELEM and NFT_MSG_GETGEN
+_GETTABLE, _GETCHAIN, _GETSETELEM, _GETGEN = 0xA01, 0xA04, 0xA0D, 0xA10
 _INET, _EDGE = bytes([1, 0, 0, 0]), bytes([0, 0, 0, 10])  # struct nfgenmsg
 _ABSENT = (errno.ENOENT, errno.EEXIST)
 
@@ -91,14 +91,6 @@ class NftTable:
                 _log.warning("rules of ours (%s) were removed by another program; they are put back", section.name)
                 await self._run(self._replace, section)
         self._seen = await self.generation()
-
-    async def counters(self) -> dict[str, tuple[int, int]]:
-        """The named counters: packets, and bytes of layer 3, since each was made."""
-        return await self._run(self._counters)
-
-    async def exists(self) -> bool:
-        """Whether the table is there: the quickest question."""
-        return await self._run(self._exists)
 
     async def chains(self) -> dict[str, int]:
         """The chains that are there, with how many rules each has."""
@@ -180,12 +172,10 @@ class NftTable:
             )
         chains = self._dump(messages.ChainMessage, messages.GETCHAIN, "NFTA_CHAIN_TABLE")
         maps = self._dump(messages.SetMessage, messages.GETSET, "NFTA_SET_TABLE")
-        counters = self._dump(messages.Object, messages.GETOBJ, "NFTA_OBJ_TABLE")
         return Section(
             "",
             tuple(Chain(each.get_attr("NFTA_CHAIN_NAME"), ()) for each in chains),
             tuple(Map(each.get_attr("NFTA_SET_NAME"), 0, 0) for each in maps),
-            tuple(each.get_attr("NFTA_OBJ_NAME") for each in counters),
         )
 
     def _dump(self, make: Any, number: int, table: str) -> list[Any]:
@@ -194,16 +184,6 @@ class NftTable:
 
         answers = self._connection.dump(messages.message(make), messages.kind(number), make)
         return [each for each in answers if each.get_attr(table) == self.name]
-
-    def _counters(self) -> dict[str, tuple[int, int]]:
-        from scistreamd import nftmessages as messages  # noqa: PLC0415
-
-        found = {}
-        for each in self._dump(messages.Object, messages.GETOBJ, "NFTA_OBJ_TABLE"):
-            data = each.get_attr("NFTA_OBJ_DATA")
-            counted = data.get_attr("NFTA_COUNTER_PACKETS"), data.get_attr("NFTA_COUNTER_BYTES")
-            found[each.get_attr("NFTA_OBJ_NAME")] = counted
-        return found
 
     def _rules(self) -> dict[str, int]:
         from scistreamd import nftmessages as messages  # noqa: PLC0415
@@ -214,22 +194,10 @@ class NftTable:
             counts[name] = counts.get(name, 0) + 1
         return counts
 
-    def _keys(self, name: str) -> list[bytes]:
-        from scistreamd import nftmessages as messages  # noqa: PLC0415
-
-        try:
-            asked = messages.elements(self.name, name)
-            answers = self._connection.dump(asked, messages.kind(messages.GETSETELEM), Attributes)
-        except Refused as problem:
-            if problem.errno != errno.ENOENT:
-                raise
-            return []
-        # NFTA_SET_ELEM_LIST_ELEMENTS, each with NFTA_SET_ELEM_KEY and its NFTA_DATA_VALUE
-        lists = [each.found.get(3, b"") for each in answers]
-        keys = [dict(attributes(element)).get(1, b"") for each in lists for _, element in attributes(each)]
-        return [dict(attributes(key))[1] for key in keys]
-
     # Without pyroute2, which takes a third of a second to load: most daemons never have any of this to do.
+
+    def _keys(self, name: str) -> list[bytes]:
+        return [key for key, _ in elements(self._connection, self.name, name)]
 
     def _generation(self) -> int:
         [answer] = self._connection.dump(_EDGE, _GETGEN, Attributes, flags=0)
@@ -264,10 +232,29 @@ class NftTable:
         )
 
 
+def elements(kernel: Netlink, table: str, name: str) -> Iterator[tuple[bytes, dict[int, bytes]]]:
+    """The elements of a set or map in the table inet ``table``: keys, and all attributes (NFTA_SET_ELEM_...).
+
+    None where it is not there; raises Refused.
+    """
+    # NFTA_SET_ELEM_LIST_TABLE, NFTA_SET_ELEM_LIST_SET
+    asked = _INET + attribute(1, table.encode() + b"\0") + attribute(2, name.encode() + b"\0")
+    try:
+        answers = kernel.dump(asked, _GETSETELEM, Attributes)
+    except Refused as problem:
+        if problem.errno != errno.ENOENT:
+            raise
+        return
+    # NFTA_SET_ELEM_LIST_ELEMENTS, each with NFTA_SET_ELEM_KEY and its NFTA_DATA_VALUE
+    for answer in answers:
+        for _, element in attributes(answer.found.get(3, b"")):
+            of_one = dict(attributes(element))
+            yield dict(attributes(of_one[1]))[1], of_one
+
+
 def _of(section: Section, every: Section) -> Section:
     return Section(
         section.name,
         tuple(each for each in every.chains if section.has(each.name)),
         tuple(each for each in every.maps if section.has(each.name)),
-        tuple(each for each in every.counters if section.has(each)),
     )

@@ -129,4 +129,5 @@ def view_of(tunnel: Tunnel) -> TunnelView:
 def way_of(tunnel: Tunnel) -> Way:
     """Where its connections are."""
     listeners = tuple(bind.endpoint for bind in tunnel.binds)
-    return Way(tunnel.id, tunnel.role, listeners, tuple(each for of_one in tunnel.addresses for each in of_one))
+    targets = tuple(each for of_one in tunnel.addresses for each in of_one)
+    return Way(tunnel.id, tunnel.role, listeners, targets, any(bind.udp for bind in tunnel.binds))

@@ -133,7 +133,7 @@ async def _plug(
     """What this host has beyond the parts of every gateway: the one place to plug it in."""
     from scistreamd.activation import started_by_systemd
     from scistreamd.daemon import Plugged, any_address
-    from scistreamd.kernel import kernel_traffic, packet_count
+    from scistreamd.kernel import kernel_traffic
 
     if not started_by_systemd(os.environ):
         logging.getLogger("scistreamd.service").warning(
@@ -161,13 +161,12 @@ async def _plug(
             reserved_seconds=max(600, settings.times.hello + settings.times.update + 60),
             closing=settings.firewall is FirewallMode.MANAGE,
         )
-        async with kernel_traffic(settings, lasting=True, runtime=runtime) as traffic, packet_count() as passing:
+        async with kernel_traffic(settings, lasting=True, runtime=runtime) as traffic:
             yield Plugged(
                 launcher=launcher,
                 store=FileStore(_state() / "tunnels", runtime / "ended"),
                 authority=Polkit(bus),
                 traffic=traffic,
-                passing=passing,
                 authenticators=_authenticators,
                 counter_books=FileCounterBooks(_state() / "counters"),
                 doors=[

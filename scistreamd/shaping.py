@@ -62,6 +62,9 @@ _LARGE_MTU = 10_000
 # What a class may send at once after a pause: more is an error of the average, less is lost to a busy CPU.
 _BURST_NS, _SLOW_BURST_NS = 100_000_000, 50_000_000
 _TICK_NS_SHIFT = 6
+# The largest packet of a slow class, too small a part of ten seconds to matter. Larger ones are cut to those of the
+# wire, which count with their headers; that is made good in the rate, as measured, for not all are cut.
+_WHOLE_SECONDS, _LARGEST_PACKET, _CUT_SHARE = 0.16, 65_536, 0.016
 _QUANTUM = 60_000
 # A queue for all that TCP lets the sockets of a tunnel have under way: nothing of it is dropped.
 _QUEUE_PACKETS = 200_000
@@ -157,8 +160,7 @@ def htb_class(bytes_per_second: int, mtu: int) -> bytes:
     """Attributes of a class on an interface whose packets have at most ``mtu`` bytes."""
     slow = is_slow(bytes_per_second, mtu)
     if slow:
-        # What `queue` has cut is counted with headers, what was small before without: the middle of both.
-        bytes_per_second += bytes_per_second * _HEADERS // (2 * (mtu + _LINK_HEADER - _HEADERS))
+        bytes_per_second += round(bytes_per_second * _CUT_SHARE * (1 - _whole(bytes_per_second) / _LARGEST_PACKET))
     burst = (_SLOW_BURST_NS if slow else _BURST_NS) >> _TICK_NS_SHIFT
     spec = _spec(bytes_per_second)
     options = attribute(_HTB_PARMS, spec + spec + struct.pack("=5I", burst, burst, _QUANTUM, 0, 0))
@@ -168,11 +170,16 @@ def htb_class(bytes_per_second: int, mtu: int) -> bytes:
     return attribute(_KIND, b"htb\0") + attribute(_OPTIONS, options)
 
 
+def _whole(bytes_per_second: int) -> int:
+    """The largest packet that is sent in one piece, in bytes."""
+    return min(_LARGEST_PACKET, round(bytes_per_second * _WHOLE_SECONDS))
+
+
 def queue(bytes_per_second: int, mtu: int) -> bytes:
     """Attributes of the queue of a class; that of a slow one cuts large packets (tc-tbf(8)) and delays nothing."""
     if not is_slow(bytes_per_second, mtu):
         return attribute(_KIND, b"pfifo\0") + attribute(_OPTIONS, struct.pack("=I", _QUEUE_PACKETS))
     # struct tc_tbf_qopt: rate, peak rate, limit in bytes, buffer, mtu
     parms = _spec(0xFFFFFFFF) + _spec(0) + struct.pack("=III", 0x7FFFFFFF, 0, 0)
-    burst = struct.pack("=I", mtu + _LINK_HEADER + 4)
+    burst = struct.pack("=I", max(mtu + _LINK_HEADER + 4, _whole(bytes_per_second)))
     return attribute(_KIND, b"tbf\0") + attribute(_OPTIONS, attribute(_TBF_PARMS, parms) + attribute(_TBF_BURST, burst))

@@ -6,9 +6,9 @@ that have ended, with their last values (`Tally.ended`).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
-from scistreamd.counts import Counts, Totals
+from scistreamd.counts import NOTHING, Counts, Passed, Totals
 from scistreamd.legs import End, Leg, Saved, Sums, Way
 from scistreamd.sock import Sock, packed
 
@@ -33,6 +33,7 @@ class Tally:
         self._strays: dict[int, tuple[float, Sock]] = {}
         self._missing: dict[int, float] = {}
         self._seen = 0.0  # when `see` was called last
+        self.fresh: set[str] = set()  # tunnels that the last `know` was the first to tell of
         self.changed: set[str] = set()  # tunnels with something new to write down, until the reader clears it
 
     def __len__(self) -> int:
@@ -61,6 +62,8 @@ class Tally:
         now = {way.id: way for way in ways}
         for gone in self._sums.keys() - now.keys():
             self.forget(gone)
+        self.fresh = now.keys() - self._sums.keys()
+        self.changed |= self.fresh
         for way in now.values():
             sums = self._sums.setdefault(way.id, Sums(way))
             sums.way = way
@@ -146,6 +149,14 @@ class Tally:
                 tunnel = self._legs.pop(cookie).tunnel
                 del self._missing[cookie]
                 self._sums[tunnel].estimated = True
+                self.changed.add(tunnel)
+
+    def pass_by(self, passed: Passed, now: float) -> None:
+        """Take in what has passed on ports, right after `see`: UDP, and what passed while nobody could `see`."""
+        for tunnel, sums in self._sums.items():
+            tcp, udp = (_on(passed, sums.way, protocol) for protocol in (False, True))
+            if sums.take_passed(tcp, udp if sums.way.udp else NOTHING):
+                sums.used = now
                 self.changed.add(tunnel)
 
     # Whose it is
@@ -263,20 +274,25 @@ class Tally:
         for cookie, leg in self._legs.items():
             if leg.tunnel in legs:
                 legs[leg.tunnel][cookie] = leg.active, leg.counted, leg.retransmits
-        return {tunnel: Saved(self._sums[tunnel].counts(), found) for tunnel, found in legs.items()}
+        return {tunnel: self._saved(self._sums[tunnel], found) for tunnel, found in legs.items()}
 
-    def estimate(self, tunnel: str, passed: Totals, before: Counts, now: float) -> None:
-        """Add what ``passed`` on the listeners of a tunnel unseen; ``before``: its sums when that began."""
-        sums = self._sums.get(tunnel)
-        if sums is not None and sums.estimate(passed, before):
-            sums.used = now
-            self.changed.add(tunnel)
+    @staticmethod
+    def _saved(sums: Sums, legs: Mapping[int, tuple[bool, Totals, int]]) -> Saved:
+        return Saved(sums.counts(), legs, sums.tcp or NOTHING, sums.udp or NOTHING)
 
     def resume(self, tunnel: str, saved: Saved) -> None:
         """Go on from what was written down of a tunnel that is known; the next `see` is told that ends were lost."""
         self._sums[tunnel].resume(saved)
         for cookie, (active, counted, retransmits) in saved.legs.items():
             self._legs[cookie] = Leg(tunnel, active, 0, counted, retransmits)
+
+
+def _on(passed: Passed, way: Way, udp: bool) -> Totals:
+    """What has passed on all listeners of a tunnel."""
+    found = NOTHING
+    for each in way.listeners:
+        found = found.plus(passed.get((each.port, udp), NOTHING))
+    return found
 
 
 def _bytes_apart(head: Sock, sock: Sock) -> int:

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import socket
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from scistreamd import tally
 from scistreamd.counterbooks import FileCounterBooks
+from scistreamd.daemon import Plugged
+from scistreamd.gate import Verb
+from scistreamd.interfaces import Bind, Flow
+from scistreamd.kernel import kernel_traffic
 from scistreamd.legs import Way
 from scistreamd.meter import Meter
-from scistreamd.model import Change, Endpoint, Security
+from scistreamd.model import Caller, Change, Endpoint, Options, Role, Security, Target
+from scistreamd.packetcount import PacketCount
 from scistreamd.sock import Sock
 from scistreamd.sockdiag import SockDiag
-from tests.service.counters_kit import LOOPBACK, pair, peer, stream, until
+from tests.service.counters_kit import LOOPBACK, gateway, pair, payload, peer, settings, stream, until
 from tests.service.dataplane_kit import Pair as Types
 from tests.service.dataplane_kit import pairs
+from tests.service.netns_kit import in_netns, run
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
@@ -205,6 +214,77 @@ async def test_what_the_kernel_could_not_tell_is_an_estimate() -> None:
         assert not tunnel.outbound.estimated
 
 
+@in_netns
+async def test_udp_is_counted() -> None:
+    """By nftables: to the byte, live, beside TCP of the same tunnel; gone with it."""
+    config = settings(28000)
+    async with (
+        kernel_traffic(config, lasting=False) as traffic,
+        gateway(config, Plugged(traffic=traffic)) as made,
+        peer() as application,
+    ):
+        loop = asyncio.get_running_loop()
+        with contextlib.closing(await _udp_echo(application.at)):
+            grant = made.gate.admit(Caller("test", peer=LOOPBACK, reached=LOOPBACK), Verb.CREATE)
+            options = Options(data_server="Nginx", security=Security.NONE)
+            target = (Target.parse(str(application.at)),)
+            uid, view = await made.manager.create(grant, Role.PROD, target, options)
+            assert view.warnings == ()
+            assert await stream(view.listeners[0], 5000) == (5000, 1673)
+            with socket.socket(type=socket.SOCK_DGRAM) as client:
+                client.setblocking(False)
+                client.connect((str(LOOPBACK), view.listeners[0].port))
+                for length in (1, 1400, 30_000):
+                    await loop.sock_sendall(client, bytes(length))
+                    assert len(await loop.sock_recv(client, 65536)) == length
+            exact = 36_401, 33_074
+            await until(lambda: payload(made.meter.counts(uid.id)) == exact, lambda: made.meter.counts(uid.id))
+            assert not made.meter.counts(uid.id).estimated
+            await made.manager.end(grant, view.id, 0)
+            assert run("nft", "list", "ruleset") == ""
+
+
+async def _udp_echo(at: Endpoint) -> asyncio.DatagramTransport:
+    class Echo(asyncio.DatagramProtocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self.transport = cast(asyncio.DatagramTransport, transport)
+
+        def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+            self.transport.sendto(data, addr)
+
+    made, _ = await asyncio.get_running_loop().create_datagram_endpoint(Echo, (str(at.address), at.port))
+    return made
+
+
+@in_netns
+async def test_what_passes_after_a_kill_is_an_estimate(tmp_path: Path) -> None:
+    """The daemon says nothing when it ends; what began and ended after that is found by the next one."""
+    async with pair() as gateways, peer() as application, kernel_traffic(settings(28000), lasting=True) as traffic:
+        [passing] = [part for part in traffic if isinstance(part, PacketCount)]
+        tunnel = await gateways.tunnel(application.at, "Nginx", "Nginx")
+        [way] = gateways.inbound.manager.ways()
+        flow = Flow(way.id, way.role, tuple(Bind(each) for each in way.listeners))
+        assert await passing.apply(flow) == ()
+        books = FileCounterBooks(tmp_path / "counters")
+        first, second = (Meter(Metered([way]), SockDiag(), books, passing) for _ in range(2))
+        first.start()
+        await stream(tunnel.listener, 300_000)
+        await until(lambda: payload(first.counts(way.id)) == (300_000, 100_007))
+        await until(lambda: first._write_timer is None)  # it has written that down
+        kept = (tmp_path / "counters" / f"{way.id}.json").read_text()
+        first.stop()
+        await stream(tunnel.listener, 3 * MIB)
+        (tmp_path / "counters" / f"{way.id}.json").write_text(kept)
+        second.start()
+        counts = second.counts(way.id)
+        assert counts.estimated
+        assert counts.plain.bytes_in == pytest.approx(300_000 + 3 * MIB, rel=0.05)
+        assert counts.plain.bytes_out == pytest.approx(100_007 + MIB + 7, rel=0.05)
+        second.stop()
+        await passing.forget(way.id)
+        assert run("nft", "list", "ruleset") == ""
+
+
 @dataclass
 class Metered:
     """A manager's tunnels, as far as a meter looks."""
@@ -230,18 +310,18 @@ async def test_the_next_daemon_goes_on_counting(tmp_path: Path) -> None:
         books = FileCounterBooks(tmp_path / "counters")
         metered = Metered([way])
         first = Meter(metered, SockDiag(), books)
-        await first.start()
+        first.start()
         application.hold.clear()
         running = [asyncio.create_task(stream(tunnel.listener, 1000 * n)) for n in (1, 2)]
         await until(lambda: first.counts(way.id).plain.bytes_in == 3000)
-        await first.stop()
+        first.stop()
         application.hold.set()
         await asyncio.gather(*running)
         application.hold.clear()
         third = asyncio.create_task(stream(tunnel.listener, 4000))
         await until(lambda: tunnel.both[0][0] == 7000)
         second = Meter(metered, SockDiag(), books)
-        await second.start()
+        second.start()
         assert second.counts(way.id).plain.bytes_in == 7000
         assert (second.counts(way.id).connections, second.counts(way.id).connections_total) == (1, 3)
         await until(lambda: second.counts(way.id).estimated)
@@ -249,8 +329,8 @@ async def test_the_next_daemon_goes_on_counting(tmp_path: Path) -> None:
         await third
         await until(lambda: second.counts(way.id).connections == 0)
         assert second.counts(way.id).plain.bytes_in == 7000
-        await second.stop()
+        second.stop()
         gone = Meter(Metered([]), SockDiag(), books)
-        await gone.start()
-        await gone.stop()
+        gone.start()
+        gone.stop()
         assert list((tmp_path / "counters").iterdir()) == []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-import socket
 from collections.abc import AsyncIterator
 
 import pytest
@@ -26,7 +25,6 @@ from scistreamd.nftrules import (
     accept,
     back_from,
     connection_bytes,
-    count,
     drop,
     go_to,
     jump,
@@ -63,16 +61,14 @@ WHO = Section(
                 Rule((*opens_no_connection(), *accept())),
                 Rule((*source(ipaddress.ip_network("10.0.0.0/8")), *accept())),
                 Rule((*source(ipaddress.ip_network("2001:db8::/33")), *accept())),
-                Rule((*source(ipaddress.ip_network("192.0.2.7/32")), *count("who-n"), *drop())),
+                Rule((*source(ipaddress.ip_network("192.0.2.7/32")), *drop())),
                 Rule(reset()),
                 Rule(prohibit()),
             ),
         ),
     ),
-    counters=("who-n",),
 )
 WHO_TEXT = """\
-counter who-n { packets 0 bytes 0 }
 chain who {
 type filter hook input priority filter - 10; policy accept;
 tcp dport 5100 ip daddr 127.0.0.1 jump who-x comment "tunnel x"
@@ -85,7 +81,7 @@ chain who-x {
 tcp flags != syn / fin,syn,rst,ack accept
 ip saddr 10.0.0.0/8 accept
 ip6 saddr 2001:db8::/33 accept
-ip saddr 192.0.2.7 counter name "who-n" drop
+ip saddr 192.0.2.7 drop
 meta l4proto tcp reject with tcp reset
 reject with icmpx admin-prohibited
 }
@@ -143,7 +139,7 @@ def rules(text: str = "") -> list[str]:
     """The blocks of a table, as nft prints them, without regard to their order and to white space."""
     inner = text or run("nft", "list", "table", "inet", "scistream").split('comment "scistreamd"\n', 1)[1]
     words = " ".join(inner.split())
-    starts = ["counter ", "map ", "chain "]
+    starts = ["map ", "chain "]
     for start in starts:
         words = words.replace(f"}} {start}", f"}}\n{start}")
     return sorted(line.removesuffix(" }") if not text else line for line in words.replace("} }", "}").splitlines())
@@ -212,23 +208,6 @@ async def test_what_somebody_removes_comes_back_by_itself() -> None:
             while await ours.chains() != {"who": 5, "who-x": 6}:  # noqa: ASYNC110  the kernel tells nobody
                 await asyncio.sleep(0.05)
         assert same(WHO_TEXT)
-
-
-@in_netns
-async def test_counters_go_on_while_rules_are_replaced() -> None:
-    counting = Section("n", (Chain("n", (Rule(count("n-all")),), Hook(OUTPUT, 0)),), counters=("n-all", "n-none"))
-    async with table() as ours:
-        await ours.replace(counting)
-        with socket.socket(type=socket.SOCK_DGRAM) as far, socket.socket(type=socket.SOCK_DGRAM) as near:
-            far.bind(("127.0.0.1", 0))
-            near.sendto(bytes(100), far.getsockname())
-            near.sendto(bytes(200), far.getsockname())
-        assert await ours.counters() == {"n-all": (2, 356), "n-none": (0, 0)}
-        await ours.replace(counting)
-        await ours.replace(WHO)
-        assert await ours.counters() == {"n-all": (2, 356), "n-none": (0, 0), "who-n": (0, 0)}
-        await ours.replace(Section("n", (Chain("n", (), Hook(OUTPUT, 0)),), counters=("n-none",)))
-        assert await ours.counters() == {"n-none": (0, 0), "who-n": (0, 0)}
 
 
 @in_netns
