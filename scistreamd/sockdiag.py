@@ -135,12 +135,12 @@ def _messages(data: bytes) -> Iterator[tuple[int, memoryview]]:
 
 
 def _sock(message: memoryview) -> Sock | None:
-    """One socket; None for what has no tcp_info: one that waits for its end without a program (TIME_WAIT)."""
+    """One socket; None for a listener that has ended, and one that waits for its end without a program (TIME_WAIT)."""
     (family, state, local_port, remote_port, local, remote, _, cookie, unread, unsent, user, inode) = (
         _MESSAGE.unpack_from(message)
     )
     info = _info(message[_MESSAGE.size :])
-    if info is None:
+    if info is None or not remote_port:
         return None
     if len(info) < _TCP_INFO.size:
         raise OSError(errno.EOPNOTSUPP, "its tcp_info is too short")

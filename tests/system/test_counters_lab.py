@@ -51,7 +51,7 @@ def test_exact_through_restarts_and_kills_of_the_daemon(lab: Lab) -> None:
             for host, tunnel in sides(field, stream):
                 host.wait_until(lambda: one(host, tunnel)["bytes_out"] > _MIB, f"live: {one(host, tunnel)}")  # noqa: B023
                 shown = one(host, tunnel)
-                assert (shown["connections"], shown["connections_total"]) == (1, 1)
+                assert (shown["connections"], shown["connections_total"]) == (1, 1), shown
                 assert shown["wan_connections"] == 1
                 assert shown["wan_rtt_usec"] > 0
                 assert shown["wan_cwnd"] > 0
