@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import ssl
@@ -24,11 +25,7 @@ Claims = Mapping[str, Any]
 
 
 class Refused(Exception):
-    """The provider answered, and said no: the HTTP status."""
-
-    def __init__(self, status: int) -> None:
-        super().__init__(f"HTTP status {status}")
-        self.status = status
+    """The provider answered, and said no: how."""
 
 
 class Web:
@@ -45,11 +42,11 @@ class Web:
         self._free = asyncio.Semaphore(_AT_ONCE)
 
     async def get(self, url: str) -> Claims:
-        """A JSON object; Refused for another HTTP status than 200."""
+        """A JSON object; Refused for another HTTP status than 200, and for a page that is no JSON."""
         return await self._ask("GET", url)
 
     async def post(self, url: str, fields: Mapping[str, str], user: str, password: str) -> Claims:
-        """What a form is answered with, sent with HTTP's Basic authentication; Refused as `get`."""
+        """What a form is answered with, sent with HTTP's Basic authentication; Refused for another status than 200."""
         return await self._ask("POST", url, data=fields, auth=httpx.BasicAuth(user, password))
 
     async def _ask(self, method: str, url: str, **more: Any) -> Claims:
@@ -75,16 +72,19 @@ class Web:
             if answer.status_code >= 500 or answer.status_code == 429:
                 raise httpx.HTTPError(f"HTTP status {answer.status_code}")
             if answer.status_code != 200:
-                raise Refused(answer.status_code)
+                raise Refused(f"HTTP status {answer.status_code}")
             content = bytearray()
             async for piece in answer.aiter_bytes():
                 content += piece
                 if len(content) > _LARGEST:
                     raise httpx.HTTPError("the answer is too long")
-        found = json.loads(content)
-        if not isinstance(found, dict):
-            raise ValueError
-        return found
+        with contextlib.suppress(ValueError):
+            if isinstance(found := json.loads(content), dict):
+                return found
+        if method == "GET":
+            # Some show a page for people wherever they have nothing else.
+            raise Refused("no JSON object")
+        raise ValueError
 
 
 def unavailable() -> ScistreamError:

@@ -73,6 +73,7 @@ class Binding:
     certificate: str
     issuer: str
     scope: str
+    audience: str = ""
 
     def fits(self, certificate: bytes) -> bool:
         """Whether the certificate (DER) is of the gateway that the login was confirmed for."""

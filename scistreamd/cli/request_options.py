@@ -29,6 +29,9 @@ def _gateway(parser: Parser) -> None:
     )
     group.add_argument("--scope", default="", metavar="ID", help="send the token of this login (see s2uc login)")
     group.add_argument("--issuer", default="", metavar="URL", help="where logins at several providers have the scope")
+    group.add_argument(
+        "--audience", default="", metavar="URI", help="where logins for several audiences have the scope"
+    )
     group.add_argument("--token-file", metavar="FILE", help="send the token in FILE, made by the gateway's operator")
     group.add_argument("--client-cert", metavar="FILE", help="show this certificate to the gateway, PEM")
     group.add_argument("--client-key", metavar="FILE", help="its private key, where it is not in the same file")

@@ -124,7 +124,7 @@ server.listen(Number(process.env.PORT ?? 0), '127.0.0.1', () => {
   provider.use(async (ctx, next) => {
     counts[ctx.path] = (counts[ctx.path] ?? 0) + 1;
     if (process.env.RFC8414 && ctx.path === OIDC_METADATA) {
-      ctx.status = 404;
+      ctx.body = '<p>A page for people, as some providers show wherever they have nothing else.</p>';
     } else if (ctx.path === '/test/counts') {
       ctx.body = counts;
     } else if (ctx.path.startsWith('/interaction/')) {

@@ -314,7 +314,7 @@ async def test_s2uc_shows_a_token_from_a_file_and_a_client_certificate(tmp_path:
             (("--token-file", "robot"), 0, ""),
             (("--client-cert", "d7.pem", "--client-key", "d7.key"), 0, ""),
             (("--client-cert", "both.pem"), 0, ""),
-            ((), 16, "wants to know who asks"),
+            ((), 16, "hint: bring a token of its operator (s2uc --token-file), or show a client certificate"),
             (("--token-file", "two"), 3, "does not hold one token"),
             (("--token-file", "gone"), 5, "cannot read the token"),
             (("--client-cert", "d7.pem"), 3, "--client-key"),

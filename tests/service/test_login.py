@@ -340,6 +340,21 @@ async def test_a_typed_scope_sends_the_token_on_every_verb(oidc: Provider, user:
         assert "by alice@anl.example" in here.log
 
 
+async def test_logins_for_two_gateways_that_share_a_scope(oidc: Provider, user: User, tmp_path: Path) -> None:
+    ours, others = "urn:scistream:jwt:ours", "urn:scistream:jwt:others"
+    for audience in (ours, others):
+        assert (await user.log_in(oidc, "--scope", "scistream", "--audience", audience))[0] == 0
+    out = (await user.run("check-auth"))[1]
+    assert ours in out and others in out
+    home = tmp_path / "gateway"
+    home.mkdir()
+    async with gateway(home, oauth2(oidc, home, "no client_id", f'audience = "{ours}"')) as here:
+        asked = ("list", *at(here), "--scope", "scistream")
+        status, _, err = await user.run(*asked)
+        assert (status, f"hint: --scope scistream --audience {ours} sends it" in err) == (16, True), err
+        assert (await user.run(*asked, "--audience", ours))[0] == 0
+
+
 async def test_a_token_never_goes_over_plaintext(oidc: Provider, user: User) -> None:
     assert (await user.log_in(oidc, "--scope", "scistream"))[0] == 0
     listener = socket.create_server(("127.0.0.1", 0))

@@ -27,6 +27,7 @@ class Tokens:
     def __init__(self, options: Namespace, address: Target) -> None:
         self._scope: str = options.scope
         self._issuer: str = (options.issuer or "").rstrip("/")
+        self._audience: str = options.audience
         self._file: str | None = options.token_file
         self._certificate: str | None = options.client_cert
         if self._file and self._scope:
@@ -43,14 +44,14 @@ class Tokens:
                     f"{'scope' if self._scope else 'token-file'}: a token is not sent in plaintext",
                     "leave --no-tls out, or the token where the gateway asks for none",
                 )
-            return _content(self._file) if self._file else await self._usable(self._typed())
+            return _content(self._file) if self._file else await self._usable(self._typed(certificate))
         # What is typed counts: a login that was confirmed before would be asked about first.
         if certificate is None or self._certificate or not _has_logins():
             return NO_TOKEN
         binding = KnownGateways().logins().get(str(self._address))
         if binding is None or not binding.fits(certificate):
             return NO_TOKEN
-        login = Store().find(binding.scope, binding.issuer)
+        login = Store().find(binding.scope, binding.issuer, binding.audience)
         return NO_TOKEN if login is None else await self._usable(login)
 
     async def wanted(self, refusal: ScistreamError, certificate: bytes | None, sent: str) -> str:
@@ -63,9 +64,9 @@ class Tokens:
         if not found or self._refused or self._file:
             return ""
         offer = found[0]
-        login = Store().find(offer.scope, offer.issuer)
+        login = Store().find(offer.scope, offer.issuer, offer.audience or None)
         if login is None or sent == login.access_token:
-            raise _log_in(offer, refusal, again=login is not None)
+            raise _log_in(offer, refusal if sent != NO_TOKEN else None, again=login is not None)
         if certificate is None:
             raise ScistreamError(
                 Code.UNAUTHENTICATED, f"{self._address} wants a token, and it is not sent in plaintext", "use TLS"
@@ -73,7 +74,8 @@ class Tokens:
         self._confirm(offer, refusal if sent != NO_TOKEN else None)
         token = await self._usable(login)
         shown = Known.of(certificate)
-        KnownGateways().bind(self._address, Binding(shown.key, shown.certificate, offer.issuer, offer.scope))
+        bound = Binding(shown.key, shown.certificate, login.issuer, login.scope, login.audience)
+        KnownGateways().bind(self._address, bound)
         return token
 
     def _confirm(self, offer: Offer, refusal: ScistreamError | None) -> None:
@@ -84,18 +86,26 @@ class Tokens:
                 Code.UNAUTHENTICATED,
                 f"{before}{self._address} asks for the token of {offer.scope} at {offer.issuer}, and nobody confirmed "
                 "that",
-                f"{_option('scope', offer.scope)} sends it",
+                " ".join(_named(offer)) + " sends it",
             )
         print(
-            f"The gateway {self._address} asks for your login\n  at    {offer.issuer}\n  scope {offer.scope}",
+            f"The gateway {self._address} asks for your login\n  at    {offer.issuer}\n  scope {offer.scope}"
+            + (f"\n  for   {offer.audience}" if offer.audience else ""),
             file=sys.stderr,
         )
         if not yes("Send the token of that login to this gateway from now on (yes/no)? "):
             self._refused = True
             raise ScistreamError(Code.UNAUTHENTICATED, "no token was sent", "ask the gateway's operator")
 
-    def _typed(self) -> Login:
-        login = Store().find(self._scope, self._issuer)
+    def _typed(self, certificate: bytes) -> Login:
+        """The login of ``--scope``: for the typed audience, else for that which was confirmed for this gateway."""
+        store, audience = Store(), self._audience
+        bound = KnownGateways().logins().get(str(self._address))
+        if not audience and bound is not None and bound.fits(certificate):
+            audience = bound.audience
+        login = store.find(self._scope, self._issuer, audience or None)
+        if login is None and not self._audience:
+            login = store.find(self._scope, self._issuer)
         if login is None:
             raise ScistreamError(
                 Code.UNAUTHENTICATED,
@@ -163,19 +173,25 @@ def _renewed(login: Login) -> Login:
         return made
 
 
-def _log_in(offer: Offer, refusal: ScistreamError, *, again: bool) -> ScistreamError:
+def _log_in(offer: Offer, refusal: ScistreamError | None, *, again: bool) -> ScistreamError:
+    """``refusal``: of the token that was sent, where one was; ``again``: there is a login of this kind."""
     words = ["s2uc login", _option("scope", offer.scope), _option("issuer", offer.issuer)]
     words += [_option("client-id", offer.client_id)] if offer.client_id else []
     words += [_option("audience", offer.audience)] if offer.audience else []
     words += ["--force"] if again else []
     login = f"scope {offer.scope} at {offer.issuer}"
-    if not again:
+    if refusal is None:
         return ScistreamError(Code.UNAUTHENTICATED, f"the gateway asks for a login: {login}", " ".join(words))
     # What a login does not mend, such as clocks that differ, has a hint of the gateway's own.
     hint = " ".join(words) if "s2uc login" in refusal.hint else refusal.hint
-    return ScistreamError(
-        Code.UNAUTHENTICATED, f"the gateway does not take the token of this login: {refusal.message} ({login})", hint
-    )
+    message = f"the gateway does not take the token of this login: {refusal.message} (it wants {login})"
+    return ScistreamError(Code.UNAUTHENTICATED, message, hint)
+
+
+def _named(offer: Offer) -> list[str]:
+    """The options that name this login."""
+    audience = [_option("audience", offer.audience)] if offer.audience else []
+    return [_option("scope", offer.scope), *audience]
 
 
 def _again(login: Login) -> str:

@@ -26,7 +26,7 @@ def login(options: Namespace) -> int:
         )
     scope = full_scope(options.scope, issuer)
     store = Store()
-    former = store.find(scope, issuer)
+    former = store.find(scope, issuer, options.audience)
     if former is not None and former.fresh(time.time()) and not options.force:
         output.result(f"You are already logged in{_as(former)}; s2uc logout ends that, --force logs in again")
         return 0
@@ -56,7 +56,7 @@ def logout(options: Namespace) -> int:
     for each in meant:
         try:
             _provider(each).revoke(each)
-            output.result(f"logged out of {each.scope}")
+            output.result(f"logged out of {each.scope}{f' for {each.audience}' if each.audience else ''}")
         except ScistreamError as problem:
             failed = problem
             output.note("s2uc", f"the tokens for {each.scope} are forgotten here, but not revoked: {problem.message}")
@@ -72,7 +72,7 @@ def check_auth(options: Namespace) -> int:
     found = _meant(store, options)
     if options.ip:
         bound = _bound(options.ip)
-        found = [each for each in found if (each.issuer, each.scope) in bound]
+        found = [each for each in found if (each.issuer, each.scope, each.audience) in bound]
     if not found:
         what = f" for {options.scope or options.ip}" if options.scope or options.ip else ""
         raise ScistreamError(Code.UNAUTHENTICATED, f"no token stored{what}", "s2uc login --scope ID")
@@ -81,7 +81,8 @@ def check_auth(options: Namespace) -> int:
     else:
         for each in found:
             state = "logged in" if _counts(each) or each.out_of_reach else "login ended"
-            output.result(f"{each.scope}: {state}{_as(each)} at {each.issuer}{_until(each)}")
+            aimed = f" for {each.audience}" if each.audience else ""
+            output.result(f"{each.scope}: {state}{_as(each)} at {each.issuer}{aimed}{_until(each)}")
             if options.show_token and each.access_token:
                 output.result(each.access_token)
     return 0 if any(map(_counts, found)) else Code.UNAUTHENTICATED.exit_status
@@ -100,16 +101,18 @@ def _provider(login: Login) -> Provider:
     return Provider(login.issuer, login.client_id)
 
 
-def _bound(host: str) -> set[tuple[str, str]]:
-    """Issuer and scope of the logins that were confirmed for the gateways of a host, or for one as ``HOST:PORT``."""
+def _bound(host: str) -> set[tuple[str, str, str]]:
+    """Issuer, scope and audience of what was confirmed for the gateways of a host, or for one as ``HOST:PORT``."""
     logins = KnownGateways().logins().items()
-    return {(each.issuer, each.scope) for name, each in logins if host in (name, name.rpartition(":")[0].strip("[]"))}
+    found = (each for name, each in logins if host in (name, name.rpartition(":")[0].strip("[]")))
+    return {(each.issuer, each.scope, each.audience) for each in found}
 
 
 def _facts(login: Login, *, secret: bool) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "issuer": login.issuer,
         "scope": login.scope,
+        "audience": login.audience or None,
         "name": login.name,
         "identity": login.identity or None,
         "expires": login.expires or None,

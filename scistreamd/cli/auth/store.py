@@ -38,7 +38,7 @@ def path_of(environment: Mapping[str, str] = os.environ) -> Path:
 
 @dataclass(frozen=True)
 class Login:
-    """One login: the tokens for one scope at one issuer.
+    """One login: the tokens for one scope at one issuer, and for one audience where the gateway names itself.
 
     ``name`` is what the user typed for the scope. ``expires``: when the access
     token does, in seconds since the epoch, 0: not known. ``identity``: who has
@@ -81,16 +81,21 @@ class Store:
         """All of them, with their secrets; FAILED_PRECONDITION where the file is not to be read, or none of ours."""
         return [self._with_secrets(Login(**entry)) for entry in self._read()["logins"]]
 
-    def find(self, scope: str, issuer: str = "") -> Login | None:
-        """The login that the user means by a scope, as it was typed or in full."""
+    def find(self, scope: str, issuer: str = "", audience: str | None = None) -> Login | None:
+        """The login that the user means by a scope, as it was typed or in full: the last one, whatever its audience.
+
+        ``audience``: the one that it must have; None: any.
+        """
         found = [each for each in self.logins() if each.meant(scope) and (not issuer or each.issuer == issuer)]
-        if len(found) > 1:
-            issuers = ", ".join(each.issuer for each in found)
-            raise ScistreamError(Code.INVALID_ARGUMENT, f"scope: logged in at several issuers: {issuers}", "--issuer")
-        return found[0] if found else None
+        issuers = {each.issuer for each in found}
+        if len(issuers) > 1:
+            several = ", ".join(sorted(issuers))
+            raise ScistreamError(Code.INVALID_ARGUMENT, f"scope: logged in at several issuers: {several}", "--issuer")
+        fitting = [each for each in found if audience in (None, each.audience)]
+        return fitting[-1] if fitting else None
 
     def keep(self, login: Login) -> None:
-        """Put a login in the place of the one for the same scope at the same issuer."""
+        """Put a login in the place of the one for the same scope and audience at the same issuer."""
         with self.locked():
             raw = self._read()
             raw["logins"] = [each for each in raw["logins"] if not _same(each, login)]
@@ -184,11 +189,11 @@ def expires(seconds: object) -> float:
 
 
 def _same(entry: Mapping[str, Any], login: Login) -> bool:
-    return (entry["issuer"], entry["scope"]) == (login.issuer, login.scope)
+    return (entry["issuer"], entry["scope"], entry["audience"]) == (login.issuer, login.scope, login.audience)
 
 
 def _account(login: Login) -> str:
-    return f"{login.issuer} {login.scope}"
+    return " ".join(each for each in (login.issuer, login.scope, login.audience) if each)
 
 
 def _keyring(environment: Mapping[str, str]) -> Any:
