@@ -187,6 +187,16 @@ def test_events_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
+def test_events_fit_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    told = {"id": ID, "label": "x", "role": "PROD", "listeners": ["192.0.2.100:5100"], "type": "Nginx"}
+    events._tell(of_width(60), Event("added", ID, told))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 60
+    assert " ".join(lines).split()[1:] == [
+        ID, "added", "label=x", "role=PROD", "listeners=192.0.2.100:5100", "type=Nginx"
+    ]  # fmt: skip
+
+
 def test_ssh_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SYSTEMD_SSH", "ssh 'it")
     with pytest.raises(UsageError, match="SYSTEMD_SSH"):

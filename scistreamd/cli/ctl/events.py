@@ -13,6 +13,7 @@ from scistreamd.cli import output
 from scistreamd.cli.ctl import human, remote
 from scistreamd.cli.ctl.bus import Bus, Signal
 from scistreamd.cli.ctl.screen import GREEN, GREY, RED, YELLOW, Screen
+from scistreamd.cli.ctl.table import broken
 from scistreamd.cli.ctl.tunnels import PROPERTIES, Tunnel, Tunnels
 from scistreamd.errors import Code, ScistreamError
 
@@ -22,6 +23,8 @@ _RULES = (
     f"type='signal',sender='{names.SERVICE}',path_namespace='{names.ROOT}'",
     f"type='signal',sender='{_BUS}',interface='{_BUS}',member='NameOwnerChanged',arg0='{names.SERVICE}'",
 )
+_MARGIN = len("12:00:00 0123456789ab changed ")
+_NARROWEST = 20
 _UNSAID = ("id", "unit", "created_usec")
 _WORDS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
     "expires_usec": ("ends", human.moment),
@@ -104,8 +107,10 @@ def _tell(screen: Screen, event: Event) -> None:
         return
     word = screen.paint(f"{event.event:<7}", _COLOURS[event.event])
     clock = time.strftime("%H:%M:%S", time.localtime(now))
-    line = f"{clock} {event.id or 'scistreamd':<12} {word} {output.harmless(_told(event))}"
-    output.result(line.rstrip())
+    told = broken(output.harmless(_told(event)), screen.width and max(_NARROWEST, screen.width - _MARGIN))
+    heads = [f"{clock} {event.id or 'scistreamd':<12} {word} ", *[" " * _MARGIN] * (len(told) - 1)]
+    for head, part in zip(heads, told, strict=True):
+        output.result(f"{head}{part}".rstrip())
 
 
 def _told(event: Event) -> str:

@@ -55,7 +55,7 @@ def pairs(screen: Screen, facts: Sequence[tuple[str, Cell | str]]) -> list[str]:
     lines = []
     for name, value in facts:
         cell = _cell(value)
-        for index, part in enumerate(_broken(cell.text, room)):
+        for index, part in enumerate(broken(cell.text, room)):
             head = f"{name:>{margin}}: " if index == 0 else " " * (margin + _GAP)
             lines.append(head + screen.paint(part, cell.colour))
     return lines
@@ -138,7 +138,7 @@ def _banded(screen: Screen, row: Sequence[Cell], bands: Sequence[Sequence[int]])
 
 def _wrapped(screen: Screen, row: Sequence[Cell], widths: Sequence[int]) -> list[str]:
     """Some fields of a row as as many lines as the longest needs."""
-    parts = [_broken(cell.text, width) for cell, width in zip(row, widths, strict=True)]
+    parts = [broken(cell.text, width) for cell, width in zip(row, widths, strict=True)]
     lines = []
     for number in range(max(map(len, parts))):
         line = ""
@@ -149,7 +149,7 @@ def _wrapped(screen: Screen, row: Sequence[Cell], widths: Sequence[int]) -> list
     return lines
 
 
-def _broken(text: str, width: int | None) -> list[str]:
+def broken(text: str, width: int | None) -> list[str]:
     """The text in parts of at most ``width`` columns, broken after blanks where there are some."""
     if width is None or columns_of(text) <= width:
         return [text]
