@@ -243,7 +243,7 @@ async def test_every_line_of_the_document(scene: Scene) -> None:
             tunnel_id = Uid.parse(uid).id if uid else ""
             typed = re.sub(r"(?<= )UID(?= )", uid, re.sub(r"(?<=[ /])ID\b", tunnel_id, line))
             # The other gateway: here nothing listens there, which an outbound tunnel tries at once.
-            typed = typed.replace("192.168.10.11", "127.0.0.1")
+            typed = typed.replace("192.168.10.11", "127.0.0.1").replace("192.168.30.10:5100", "127.0.0.1:27825")
             shown[line] = await scene.works(typed)
             uid = uid or re.findall(r'"([0-9a-f-]{36})"', shown[line])[0]
         assert watching.stdout
@@ -258,7 +258,7 @@ async def test_every_line_of_the_document(scene: Scene) -> None:
     [ports] = [out for line, out in shown.items() if "FreePorts" in line]
     assert ports == "u 9\n(qq) 27820 27829\n"
     [state] = [out for line, out in shown.items() if " State " in line]
-    assert state == 's "active"\nas 1 "127.0.0.1:27821"\n'
+    assert state == 's "active"\nas 1 "127.0.0.1:27825"\n'
     [told] = [out for line, out in shown.items() if "GetUid" in line]
     assert told == f's "{uid}"\n'
 
