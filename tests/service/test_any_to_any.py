@@ -93,10 +93,12 @@ async def test_strangers_are_refused_and_disturb_nobody(scene: Field, pair: Pair
         assert not await answers(another.listeners[0], b"another UID")
         for who, client in strangers(tmp_path, uid).items():
             assert await refusal(inbound.listeners[0], client), f"{who} was let in"
+        ours = context(tmp_path, TunnelKeys().files(uid, Role.CONS, Security.TLS))
+        assert not await refusal(inbound.listeners[0], ours), "this test would not see who is let in"
         writer.write(b"after")
         assert await reader.readexactly(5) == b"after"
     assert await answers(outbound.listeners[0], b"new")
-    assert reached == [b"before", b"after", b"new"]
+    assert reached == [b"before", b"let me in", b"after", b"new"]
 
 
 @pytest.mark.parametrize("kind", TYPES)
