@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 _PR_SET_CHILD_SUBREAPER = 36
+_ROOT = Path(__file__).parent.parent
 
 
 def children() -> dict[int, str]:
@@ -31,6 +34,29 @@ def children() -> dict[int, str]:
 def _adopt_orphans() -> None:
     """Make orphans of our children our children, so that a daemon's leftovers are seen."""
     assert ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What runs meanwhile is judged last."""
+    items.sort(key=lambda item: item.get_closest_marker("meanwhile") is not None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def meanwhile(request: pytest.FixtureRequest, _adopt_orphans: None) -> Iterator[dict[str, subprocess.Popen[str]]]:
+    """The programs, by module, that tests name with the mark `meanwhile`: they begin with the first test of all."""
+    marks = [item.get_closest_marker("meanwhile") for item in request.session.items]
+    modules = {mark.args[0] for mark in marks if mark is not None}
+    words = [sys.executable, "-W", "error", "-m"]
+    programs = {
+        module: subprocess.Popen(
+            [*words, module], cwd=_ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        for module in modules
+    }
+    yield programs
+    for program in programs.values():
+        with program:
+            program.terminate()
 
 
 @pytest.fixture(scope="module", autouse=True)
