@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from scistreamd import icmp
 from scistreamd.dataserver.answer import ANSWER_NAME
 from scistreamd.hop import Finding, Outcome
 from scistreamd.interfaces import CA_FILE, LEAF_FILE, KeyMaker
@@ -127,28 +128,40 @@ def _usec(began: float) -> int:
 
 def _connect(line: socket.socket, listener: Endpoint, seconds: float) -> None:
     line.settimeout(seconds)
+    icmp.keep(line, True)
     try:
         line.connect((str(listener.address), listener.port))
     except TimeoutError:
         raise _Stop(Outcome.FILTERED, f"filtered: nothing answers TCP within {seconds:g} s", _FIREWALL) from None
-    except ConnectionRefusedError:
-        raise _Stop(
+    except OSError as problem:
+        raise _of_connect(problem, listener, icmp.heard(line)) from None
+    icmp.keep(line, False)
+
+
+def _of_connect(problem: OSError, listener: Endpoint, told: icmp.Message | None) -> Exception:
+    """What a connect that failed at once says; ``told``: the ICMP message about it."""
+    said = problem.strerror or str(problem)
+    if isinstance(problem, ConnectionResetError):
+        return _reset("while TCP connected")
+    if problem.errno in (errno.ENETUNREACH, errno.EADDRNOTAVAIL) or (told is not None and told.unreachable):
+        return _Stop(
+            Outcome.UNREACHABLE,
+            f"unreachable: {said}" + (f", says {told.sender}" if told is not None else ""),
+            f"is the address right, and its host up? `ip route get {listener.address}` on this gateway shows the way",
+        )
+    if told is not None:
+        # TCP refuses by a reset: a refusal by ICMP is a firewall's, as of `reject` in iptables and nftables.
+        return _Stop(Outcome.FILTERED, f"filtered: {told.sender} rejects it with {said!r}", _FIREWALL)
+    if isinstance(problem, ConnectionRefusedError):
+        return _Stop(
             Outcome.REFUSED,
             "refused: nothing listens there",
-            "is the inbound tunnel still there (s2ctl list on its gateway), and is this its listener?",
-        ) from None
-    except OSError as problem:
-        if isinstance(problem, ConnectionResetError):
-            raise _reset("while TCP connected") from None
-        if problem.errno in (errno.ENETUNREACH, errno.EADDRNOTAVAIL):
-            raise _Stop(
-                Outcome.UNREACHABLE,
-                f"unreachable: {os.strerror(problem.errno)}",
-                f"`ip route get {listener.address}` on this gateway shows what is missing",
-            ) from None
-        if problem.errno in _REJECTED:
-            raise _Stop(Outcome.FILTERED, f"filtered: rejected with {problem.strerror!r}", _FIREWALL) from None
-        raise
+            "is the inbound tunnel still there (s2ctl list on its gateway), and is this its listener? allow-from"
+            " without this gateway, and a firewall that answers by a reset, look the same",
+        )
+    if problem.errno in _REJECTED:
+        return _Stop(Outcome.FILTERED, f"filtered: rejected with {said!r}", _FIREWALL)
+    return problem
 
 
 def _reset(when: str) -> _Stop:

@@ -31,7 +31,7 @@ ADAPTERS = {
     "bus", "bus_wire", "polkit", "netlink", "nfttable", "nftmessages", "guard", "portview",
     "rates", "taken", "tc", "routes",
     "counterbooks", "sockdiag", "metrics", "metrics_http", "packetcount",
-    "pathtest", "pathrate", "pskhello",
+    "pathtest", "pathrate", "pskhello", "icmp",
     "nft_dump", "host_view", "firewall", "firewalld", "closings",
 }  # fmt: skip
 # What a command line tool and the daemon do alike.

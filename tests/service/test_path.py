@@ -14,6 +14,7 @@ import pytest
 
 from scistreamd.config import Settings
 from scistreamd.daemon import Gateway, Plugged
+from scistreamd.dataserver.stunnel import ANSWER_SCRIPT
 from scistreamd.errors import ScistreamError
 from scistreamd.gate import Grant, Verb
 from scistreamd.hop import Finding, Outcome
@@ -121,6 +122,21 @@ async def asked(listener: Endpoint, directory: Path, files: object) -> bytes:
         writer.transport.abort()
 
 
+async def test_stunnels_answerer_writes_an_answer_at_once(scene: Field) -> None:
+    """What it writes in two parts costs the round trip of the test a delayed acknowledgement, 40 ms."""
+    inbound = await scene.gateway("Stunnel", Role.PROD, dead(), uid=Uid.random())
+    script = Path(inbound.held.places.config) / ANSWER_SCRIPT
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, its:
+        run = await asyncio.create_subprocess_exec(
+            "/bin/sh", script, stdin=asyncio.subprocess.PIPE, stdout=its.fileno()
+        )
+        await run.communicate(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+        answer = ours.recv(4096)
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert answer.endswith(b"\r\n\r\nscistream test")
+
+
 async def test_what_listens_nowhere_refuses() -> None:
     nothing = await found(dead(), Uid.random())
     assert (nothing.outcome, nothing.connect_usec) == (Outcome.REFUSED, 0)
@@ -214,10 +230,13 @@ async def test_what_psk_null_and_none_can_show(scene: Field) -> None:
     [
         ("drop", Outcome.FILTERED),
         ("reject with icmpx type admin-prohibited", Outcome.FILTERED),
+        ("reject", Outcome.FILTERED),  # by ICMP, port unreachable
         ("reject with tcp reset", Outcome.REFUSED),
+        ("reject with icmpx type host-unreachable", Outcome.UNREACHABLE),
     ],
 )
-def test_a_firewall(verdict: str, outcome: Outcome) -> None:
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_a_firewall(verdict: str, outcome: Outcome, address: str) -> None:
     @in_netns
     async def filtered() -> None:
         rule = f"tcp dport 5100 {verdict}"
@@ -225,8 +244,10 @@ def test_a_firewall(verdict: str, outcome: Outcome) -> None:
             "nft",
             f"add table inet t; add chain inet t c {{ type filter hook input priority 0; }}; add rule inet t c {rule}",
         )
-        there = await found(endpoint("127.0.0.1", 5100), Uid.random(), seconds=1.5)
+        there = await found(endpoint(address, 5100), Uid.random(), seconds=1.5)
         assert there.outcome is outcome, there
+        by_icmp = verdict.startswith("reject") and outcome is not Outcome.REFUSED
+        assert by_icmp == (f" {address} " in f"{there.message} ".replace(",", " "))
 
     filtered()
 
