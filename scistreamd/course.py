@@ -78,10 +78,9 @@ class Course:
             await self.end(former, "a new request takes its place")
         self.settings.quotas.check(count, self._registry.of_caller(grant.caller), self._registry.pending())
         tunnel = self.planner.tunnel(grant.caller, uid, role, count, options)
-        tunnel.rate = options.rate
+        # Which rule counts is known with the targets; until then its options stay as they were asked for.
         rule = self._rights.permit(grant, tunnel, Verb.CREATE)
-        tunnel.options = rule.ceilings.limit(tunnel.options)
-        tunnel.rate = tunnel.options.rate
+        tunnel.rate = rule.ceilings.rate_of(tunnel.rate)
         tunnel.ports_within = rule.listeners
         capacity.check(self.settings.capacity, self._reserved_rate(), tunnel.rate)
         self.enter(tunnel)
@@ -185,9 +184,10 @@ class Course:
             tunnel.check(Event.UPDATE)
             before = tunnel.targets, tunnel.addresses, tunnel.options, tunnel.rate
             generation = tunnel.generation
-            tunnel.targets, tunnel.addresses = spread, addresses
+            asked = self.planner.rate(tunnel.options) if tunnel.state is State.READY else tunnel.rate
+            self._reserve_rate(tunnel, rule.ceilings.rate_of(asked))
             tunnel.options = rule.ceilings.limit(tunnel.options)
-            tunnel.rate = rule.ceilings.rate_of(tunnel.rate)
+            tunnel.targets, tunnel.addresses = spread, addresses
             try:
                 await self._serve(tunnel, self.books.plan(tunnel, tunnel.generation + 1))
             except BaseException:
@@ -257,16 +257,23 @@ class Course:
                 raise ScistreamError(Code.FAILED_PRECONDITION, f"rate: the tunnel is {tunnel.state.value}")
             if rate == tunnel.rate:
                 return
-            capacity.check(self.settings.capacity, self._reserved_rate() - tunnel.rate, rate)
-            before, tunnel.rate = tunnel.rate, rate
+            before = tunnel.rate, tunnel.options
+            self._reserve_rate(tunnel, rate)
+            tunnel.options = replace(tunnel.options, rate=rate)
             try:
                 await self._flows.apply(tunnel)
                 self.books.save(tunnel)
             except BaseException:
-                tunnel.rate = before
+                tunnel.rate, tunnel.options = before
                 raise
         self._registry.changed(tunnel)
         _log.info("its rate is %s", f"{rate} kB/s" if rate else "not limited", extra={"tunnel": tunnel.id})
+
+    def _reserve_rate(self, tunnel: Tunnel, rate: int) -> None:
+        """Give the tunnel this rate in kB/s in place of the one that it has, where the capacity has so much."""
+        if rate != tunnel.rate:
+            capacity.check(self.settings.capacity, self._reserved_rate() - tunnel.rate, rate)
+            tunnel.rate = rate
 
     def _reserved_rate(self) -> int:
         over = (State.FAILED, State.RELEASING)

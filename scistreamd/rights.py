@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.gate import Gate, Grant, Verb
-from scistreamd.model import Caller, Endpoint, Role, Security, Target, TunnelView, Uid
+from scistreamd.model import Caller, Endpoint, Role, Security, State, Target, TunnelView, Uid
 from scistreamd.registry import Registry, no_tunnel
 from scistreamd.rules import Question, Rule
 from scistreamd.tunnel import Tunnel
@@ -59,6 +59,8 @@ class Rights:
     def _question(self, grant: Grant, tunnel: Tunnel, verb: Verb) -> Question:
         """What the caller wants of the tunnel, as policy sees it; the targets are left to the gate."""
         principal = tunnel.owner.principal
+        # What it has by default or by a ceiling was not asked for, and is brought below another ceiling.
+        asked = tunnel.rate if tunnel.state is State.ACTIVE else tunnel.options.rate
         return Question(
             verb.value,
             grant.caller.identity,
@@ -68,7 +70,7 @@ class Rights:
             security=tunnel.security,
             count=tunnel.count,
             ports=tuple(tunnel.ports),
-            rate=tunnel.rate,
+            rate=asked,
             lifetime=tunnel.options.lifetime or 0,
             tunnels=sum(each is not tunnel and each.owner.principal == principal for each in self._registry),
         )

@@ -200,19 +200,24 @@ class Ruling:
 
 
 def decide(rules: Sequence[Rule], question: Question, lan: Sequence[IPNetwork]) -> Ruling:
-    """The ruling of the first rule that fits the question; no rule that fits is a no."""
-    missed = ""
+    """The ruling of the first rule that fits the question; no rule that fits is a no.
+
+    While the targets are not known, a ceiling of a rule that is about some targets leaves the question to later rules.
+    """
+    missed, above = "", None
     for rule in rules:
         if not _fits(rule, question):
             continue
         if not rule.allow:
             if _touches(rule, question, lan):
-                return Ruling(rule, f"policy {rule.name} refuses {_asked(question)}")
+                return above or Ruling(rule, f"policy {rule.name} refuses {_asked(question)}")
         elif outside := _outside(rule, question, lan):
             missed = missed or f"policy {rule.name} does not reach {outside}"
+        elif (excess := _excess(rule, question)) and question.targets is None and rule.targets:
+            above = above or Ruling(rule, excess)
         else:
-            return Ruling(rule, _excess(rule, question))
-    return Ruling(NO_RULE, missed or f"no policy rule allows {_asked(question)}")
+            return Ruling(rule, excess)
+    return above or Ruling(NO_RULE, missed or f"no policy rule allows {_asked(question)}")
 
 
 def inside(address: IPAddress, networks: Sequence[IPNetwork]) -> bool:

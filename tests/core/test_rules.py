@@ -95,6 +95,20 @@ def test_what_one_rule_is_about(table: dict[str, Any], question: Question, allow
     assert ruled(table, question) is allowed
 
 
+def test_before_the_targets_are_known_a_ceiling_of_some_targets_refuses_nothing_that_a_later_rule_allows() -> None:
+    low, high = {"name": "low", "targets": [NEAR], "max_rate": 100}, {"name": "high", "targets": ["any"]}
+    rules = made(low, high)
+    assert decide(rules, asked(rate=200), LAN).rule.name == "high"
+    assert decide(rules, asked(rate=100), LAN).rule.name == "low"
+    assert "policy low allows at most rate 100" in decide(rules, asked(NEAR, rate=200), LAN).reason
+    assert decide(rules, asked(FAR, rate=200), LAN).reason == ""
+    nobody = {"name": "nobody", "effect": "deny"}
+    assert "policy low allows at most" in decide(made(low, nobody), asked(rate=200), LAN).reason
+    assert "policy low allows at most" in decide(made(low), asked(rate=200), LAN).reason
+    everywhere = made({"name": "all", "max_rate": 100}, high)
+    assert "policy all allows at most" in decide(everywhere, asked(rate=200), LAN).reason
+
+
 def test_the_first_rule_that_fits_decides() -> None:
     ordered = made(
         {"name": "not the store", "effect": "deny", "targets": ["10.5.0.0/16"]},

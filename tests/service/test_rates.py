@@ -26,6 +26,7 @@ from scistreamd.network import HostNetwork
 from scistreamd.nfttable import NftTable
 from scistreamd.process import ProcessLauncher
 from scistreamd.rates import Rates
+from scistreamd.rulefile import join, parse
 from scistreamd.runtime import runtime_directory
 from tests.service.netns_kit import in_netns, run
 
@@ -294,6 +295,49 @@ async def test_after_a_crash_the_next_daemon_goes_on_and_clears_up() -> None:
         assert run("nft", "list", "ruleset") == ""
         await second.close()
         await tables[1].close()
+
+
+@in_netns
+async def test_the_rate_of_who_asks_for_none_and_of_deployed_clients() -> None:
+    async def rate_of(manager: Manager, options: Options) -> int:
+        asked = replace(options, data_server="Nginx", security=Security.NONE)
+        targets = (Target.parse(f"{TARGET}:5201"),)
+        _, view = await manager.create(Grant(CALLER, Verb.CREATE), Role.PROD, targets, asked)
+        await manager.end(Grant(CALLER, Verb.RELEASE), view.id, 0)
+        return view.rate
+
+    sent, capped = Options(sent_rate=900), [{"anonymous": True, "max_rate": 800}]
+    with wires():
+        async with gateway(replace(SETTINGS, rate_default=700)) as manager:
+            assert [await rate_of(manager, each) for each in (Options(), sent, Options(rate=1000))] == [700, 700, 1000]
+        async with gateway(replace(SETTINGS, rate_default=700, rate_enforce=True)) as manager:
+            assert [await rate_of(manager, each) for each in (Options(), sent)] == [700, 900]
+        # What nobody asked for is no reason to refuse.
+        ruled = replace(SETTINGS, rate_default=5000, rate_enforce=True, policy=join((), parse(capped)))
+        async with gateway(ruled) as manager:
+            assert [await rate_of(manager, each) for each in (Options(), sent)] == [800, 800]
+            with pytest.raises(ScistreamError, match="at most rate 800"):
+                await rate_of(manager, Options(rate=801))
+
+
+@in_netns
+async def test_the_rule_of_the_targets_decides_the_rate() -> None:
+    rules = [
+        {"name": "near", "anonymous": True, "targets": [f"{TARGET}:5201"], "max_rate": 900, "max_lifetime": 60},
+        {"name": "far", "anonymous": True, "targets": [f"{TARGET}:5202"], "max_rate": 600},
+        {"name": "any", "anonymous": True, "targets": ["any"]},
+    ]
+    with wires():
+        async with gateway(replace(SETTINGS, policy=join((), parse(rules)))) as manager:
+            near, far, free = [await create(manager, 0, target=f"{TARGET}:{5201 + number}") for number in range(3)]
+            assert (near.rate, far.rate, free.rate) == (900, 600, 0)
+            assert near.expires_usec
+            assert not far.expires_usec
+            assert (await create(manager, 5000, target=f"{TARGET}:5203")).rate == 5000
+            with pytest.raises(ScistreamError, match="policy far allows at most rate 600"):
+                await create(manager, 700, target=f"{TARGET}:5202")
+            for each in manager.tunnels():
+                await manager.end(Grant(CALLER, Verb.RELEASE), each.id, 0)
 
 
 @in_netns
