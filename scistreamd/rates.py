@@ -8,6 +8,7 @@ lost packet does, for the moment until that one is shaped too.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import random
@@ -26,6 +27,8 @@ from scistreamd.shaping import Shape
 from scistreamd.taken import Taken
 
 _LOOK_SECONDS = 0.2
+_LOOKS = 10  # of them, until it is looked again at how much leaves by which interface
+_BUSY_BYTES = 10_000  # since then: more than acknowledgements alone
 _TABLES = "scistream"
 
 _log = logging.getLogger("scistreamd.rates")
@@ -42,6 +45,9 @@ class Rates:
         self._lock = asyncio.Lock()
         self._watcher: asyncio.Task[None] | None = None
         self._warned: dict[int, str] = {}
+        self._spread: dict[str, str] = {}
+        self._sent: dict[tuple[int, int], int] = {}
+        self._looks = itertools.cycle(range(_LOOKS))
         self._say: Callable[[str, tuple[str, ...]], None] = lambda tunnel_id, warnings: None
 
     def watch(self, say: Callable[[str, tuple[str, ...]], None]) -> None:
@@ -61,7 +67,7 @@ class Rates:
             minor = before.minor if before else await self._free_minor()
             await self._change(Shape(flow, minor), before, ways)
             self._watch_on()
-            return tuple(self._warned.values())
+            return self._warnings(flow.tunnel_id)
 
     async def forget(self, tunnel_id: str) -> None:
         """See `interfaces.Traffic.forget`."""
@@ -133,7 +139,12 @@ class Rates:
         await self._table.replace(shaping.section(shapes.values(), self._taken.names))
         self._shapes = shapes
 
+    def _warnings(self, tunnel_id: str) -> tuple[str, ...]:
+        spread = self._spread.get(tunnel_id)
+        return (*self._warned.values(), *([spread] if spread else []))
+
     async def _end(self, shape: Shape) -> None:
+        self._spread.pop(shape.flow.tunnel_id, None)
         await self._write({each: self._shapes[each] for each in self._shapes if each != shape.flow.tunnel_id})
         await self._taken.remove([shape])
         await self._give_back()
@@ -206,10 +217,29 @@ class Rates:
                 warned[index] = f"nothing leaves by {name}: {problem.message}"
         if gone or came:
             await self._write(self._shapes)
-        if warned != self._warned:
-            self._warned = warned
+        spread = self._spread if next(self._looks) else await self._spreads()
+        if (warned, spread) != (self._warned, self._spread):
+            self._warned, self._spread = warned, spread
             for tunnel_id in self._shapes:
-                self._say(tunnel_id, tuple(warned.values()))
+                self._say(tunnel_id, self._warnings(tunnel_id))
+
+    async def _spreads(self) -> dict[str, str]:
+        """Warnings for those of which one direction leaves by several interfaces at a time: once told, they stay."""
+        before, self._sent = self._sent, await self._taken.sent()
+        found = dict(self._spread)
+        for tunnel_id, shape in self._shapes.items():
+            for minor, whither in ((shape.minor, "those who connect"), (shape.minor + 1, "the targets")):
+                busy = sorted(
+                    self._taken.names[index]
+                    for (of, index), sent in self._sent.items()
+                    if of == minor and index in self._taken.names and sent - before.get((of, index), sent) > _BUSY_BYTES
+                )
+                if len(busy) > 1:
+                    found[tunnel_id] = (
+                        f"what goes to {whither} leaves by {' and '.join(busy)}, and the rate holds on each of them"
+                        " alone: together it may be more"
+                    )
+        return found
 
 
 def _is_rated(flow: Flow) -> bool:

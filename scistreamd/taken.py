@@ -112,6 +112,19 @@ class Taken:
             found |= await self._tc.classes(index)
         return found
 
+    async def sent(self) -> dict[tuple[int, int], int]:
+        """The bytes that have left each class, by its number and the interface; of what has just gone, nothing."""
+        found: dict[tuple[int, int], int] = {}
+        for index in list(self.names):
+            try:
+                classes = await self._tc.sent(index)
+            except Refused as problem:
+                if problem.errno not in _GONE:
+                    raise tc.explained(problem, self.names[index]) from problem
+                continue
+            found |= {(minor, index): size for minor, size in classes.items()}
+        return found
+
     async def clear(self, keep: Collection[int]) -> None:
         """Remove all classes but those of the tunnels with these numbers, and our root where none is left then."""
         for index in await self.look():

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import socket
 import struct
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,19 +28,23 @@ _HEADER = struct.Struct("=BBHiIII")  # struct tcmsg: family, padding, interface,
 _AT_ROOT, _AT_INGRESS = 0xFFFFFFFF, 0xFFFFFFF1
 _REPLACE = 0x100
 _MAJOR, _MINOR = 0xFFFF0000, 0xFFFF
-_KIND = 1
+_KIND, _STATS = 1, 3
 _SIOCGIFMTU = 0x8921
 _AT_ONCE = 1 << 40  # bytes a second
 
 
 @dataclass(frozen=True)
 class Discipline:
-    """A queueing discipline or a class: of which interface, which number, below which, of which kind."""
+    """A queueing discipline or a class: of which interface, which number, below which, of which kind.
+
+    ``sent``: the bytes that have left it.
+    """
 
     interface: int
     handle: int
     parent: int
     kind: str
+    sent: int
 
 
 class _Answer:
@@ -49,7 +54,8 @@ class _Answer:
     def decode(self) -> None:
         _, _, _, interface, handle, parent, _ = _HEADER.unpack_from(self._data)
         found = dict(attributes(self._data[_HEADER.size :]))
-        self.made = Discipline(interface, handle, parent, found.get(_KIND, b"").rstrip(b"\0").decode())
+        sent = int.from_bytes(found.get(_STATS, b"")[:8], sys.byteorder)  # struct tc_stats
+        self.made = Discipline(interface, handle, parent, found.get(_KIND, b"").rstrip(b"\0").decode(), sent)
 
 
 class TrafficControl:
@@ -65,8 +71,12 @@ class TrafficControl:
 
     async def classes(self, interface: int) -> set[int]:
         """The numbers of the classes below our root there."""
+        return set(await self.sent(interface))
+
+    async def sent(self, interface: int) -> dict[int, int]:
+        """The numbers of the classes below our root there, with the bytes that have left each."""
         found = await self._run(self._dump, _GETTCLASS, interface)
-        return {each.handle & _MINOR for each in found if each.handle & _MAJOR == shaping.ROOT}
+        return {each.handle & _MINOR: each.sent for each in found if each.handle & _MAJOR == shaping.ROOT}
 
     async def take(self, interface: int) -> None:
         """Put our root there; the kernel refuses (EEXIST) where somebody set another one."""

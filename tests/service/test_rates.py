@@ -263,6 +263,13 @@ async def test_a_peer_that_comes_in_over_another_interface_is_held_to_the_rate_t
             async with end(made.target, "source", TARGET, 5201, 2, 0), pull as counts:
                 assert abs(await rate_of(counts) / 2000 - 1) <= 0.03
             assert "dev third root" in run("tc", "qdisc", "show")
+            assert manager.view(view.id).warnings == ()
+            # Now by two interfaces at the same time: the rate holds on each, and the tunnel says so.
+            pulls = [end(host, "pull", listener.address, listener.port, 1, 3) for host in (made.client, made.target)]
+            async with end(made.target, "source", TARGET, 5201, 2, 0), pulls[0] as one, pulls[1] as two:
+                await asyncio.gather(rate_of(one), rate_of(two))
+            [warning] = manager.view(view.id).warnings
+            assert "leaves by lan and third, and the rate holds on each" in warning
             await manager.end(Grant(CALLER, Verb.RELEASE), view.id, 0)
             assert "5c15" not in run("tc", "qdisc", "show")
 

@@ -2,17 +2,13 @@
 
 stream_end.py echo PORT             serves until it is killed
 stream_end.py stream ADDRESS PORT   streams both ways until SIGTERM; prints what went out and what came back
-stream_end.py flood ADDRESS PORT CONNECTIONS SECONDS
-                                    sends as fast as it can; prints how many bytes a second came back
 stream_end.py ask ADDRESS PORT      prints the port of the application that a new connection reaches
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import random
-import selectors
 import signal
 import socket
 import sys
@@ -44,29 +40,6 @@ def ask(address: str, port: int) -> None:
     """A short connection."""
     with socket.create_connection((address, port), _SECONDS) as client:
         print(int(client.recv(5, socket.MSG_WAITALL)))
-
-
-def flood(address: str, port: int, connections: int, seconds: float) -> None:
-    """All connections are there before the first byte counts."""
-    ends = [socket.create_connection((address, port), _SECONDS) for _ in range(connections)]
-    for each in ends:
-        each.recv(5, socket.MSG_WAITALL)
-        each.settimeout(None)
-        threading.Thread(target=_push, args=(each,), daemon=True).start()
-    watched, count, start = selectors.DefaultSelector(), 0, 0.0
-    for each in ends:
-        watched.register(each, selectors.EVENT_READ)
-    while not start or time.monotonic() < start + seconds:
-        for key, _ in watched.select(0.05):
-            count += len(key.fileobj.recv(_CHUNK))  # type: ignore[union-attr]
-            start = start or time.monotonic()
-    print(round(count / (time.monotonic() - start)), flush=True)
-
-
-def _push(client: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while True:
-            client.sendall(bytes(_CHUNK))
 
 
 def stream(address: str, port: int) -> None:
@@ -117,7 +90,5 @@ if __name__ == "__main__":
             echo(int(port))
         case ["stream", address, port]:
             stream(address, int(port))
-        case ["flood", address, port, connections, seconds]:
-            flood(address, int(port), int(connections), float(seconds))
         case ["ask", address, port]:
             ask(address, int(port))

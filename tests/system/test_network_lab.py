@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import json
+from pathlib import Path
 
 import pytest
 
+from tests.bench import rates
 from tests.system.gateways import (
     APPLICATION,
     INBOUND_ADDRESS,
     OUTBOUND_ADDRESS,
     PRODUCER,
     TYPES,
+    Field,
     field_of,
     listed,
     one,
     restarted,
 )
-from tests.system.host import Host
+from tests.system.host import Host, Running
 from tests.system.lab import Lab
 
 pytestmark = pytest.mark.timeout(600)  # the first lab of a machine builds the base tree
 
 _SCRIPT = "/root/stream_end.py"
+_RATE_END = "/root/rate_end.py"
 _DIAL = "import socket,sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 5); print('in')"
 
 
@@ -32,26 +36,25 @@ def roots(host: Host) -> set[str]:
 
 
 def test_rates_of_every_type_through_a_kill_of_the_daemon(lab: Lab) -> None:
-    """The three tunnels share a target; what comes back was held to the rate in both directions."""
-    rates = dict(zip(TYPES, (300, 2500, 1000), strict=True))
+    """By what the receiving applications got in the middle of their streams, each of which goes one way."""
+    streams = {"Haproxy": (300, "forth"), "Nginx": (2500, "back"), "Stunnel": (1000, "forth")}
+    script = (Path(rates.__file__).parent / "rate_end.py").read_text()
+    for name in ("producer", "consumer"):
+        lab[name].write(_RATE_END, script)
     with field_of(lab) as field:
         before = roots(field.near), roots(field.far)
-        made = {kind: field.tunnel(kind) for kind in rates}
-        for kind, rate in rates.items():
-            field.near.run(["s2ctl", "update", "-q", made[kind][0], "--rate", str(rate)])
+        made = {kind: field.tunnel(kind, "--rate", str(rate)) for kind, (rate, _) in streams.items()}
         with contextlib.ExitStack() as ends:
-            words = ["python3", _SCRIPT, "flood", OUTBOUND_ADDRESS]
-            floods = {
-                kind: ends.enter_context(lab["consumer"].start([*words, str(port), "3", "10"]))
-                for kind, (_, _, port) in made.items()
-            }
+            sinks = {kind: _stream(field, ends, *made[kind], streams[kind][1]) for kind in TYPES}
             restarted(field.near, ["systemctl", "kill", "-s", "KILL", "scistreamd"])
-            for flood in floods.values():
-                lab["consumer"].wait_until(lambda flood=flood: flood.output().strip(), "measured", 60)  # type: ignore[misc]
-            off = {kind: float(flood.output()) / 1000 / rates[kind] - 1 for kind, flood in floods.items()}
-        # What comes back has passed two queues in a row, on a machine with four hosts at work, where one that
-        # waits for a processor loses what it cannot make good: test_rates.py measures each direction alone.
-        assert all(-0.5 <= each <= 0.03 for each in off.values()), off
+            for sink in sinks.values():
+                field.near.wait_until(lambda sink=sink: "]]" in sink.output(), "measured", 60)  # type: ignore[misc]
+            found = {kind: json.loads(sink.output().splitlines()[-1]) for kind, sink in sinks.items()}
+        off = {
+            kind: round(100 * (rates.rate_between(each, 1, 11) / streams[kind][0] - 1), 1)
+            for kind, each in found.items()
+        }
+        assert all(abs(each) <= 3 for each in off.values()), off
         assert one(field.near, made["Nginx"][0])["rate"] == 2500
         field.near.run(["s2ctl", "update", "-q", made["Nginx"][0], "--rate", "2000"])
         assert one(field.near, made["Nginx"][0])["rate"] == 2000
@@ -59,6 +62,23 @@ def test_rates_of_every_type_through_a_kill_of_the_daemon(lab: Lab) -> None:
         for host in (field.near, field.far):
             host.run(["s2ctl", "release", "--all", "-q"])
         assert (roots(field.near), roots(field.far)) == before
+    for name in ("producer", "consumer"):
+        lab[name].run(["rm", _RATE_END])
+
+
+def _stream(
+    field: Field, ends: contextlib.ExitStack, inbound: str, outbound: str, port: int, direction: str
+) -> Running:
+    """Three connections, as fast as they can; the end that measures."""
+    target = port + 2000
+    field.near.run(["s2ctl", "update", "-q", inbound, f"{PRODUCER}:{target}"])
+    producer, consumer = field.lab["producer"], field.lab["consumer"]
+    near, far = ("sink", "source") if direction == "forth" else ("source", "sink")
+    server = ends.enter_context(producer.start(["python3", _RATE_END, "serve", str(target), near, "3", "11.2"]))
+    producer.wait_until(lambda: "listening" in server.output(), "listening")
+    dial = ["python3", _RATE_END, "dial", OUTBOUND_ADDRESS, str(port), far, "3", "11.2"]
+    client = ends.enter_context(consumer.start(dial))
+    return server if near == "sink" else client
 
 
 def test_who_may_connect_and_who_has_ports(lab: Lab) -> None:
