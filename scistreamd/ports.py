@@ -32,13 +32,18 @@ class Pool:
         """The ports that are not given out, the next one first."""
         return list(self._free)
 
-    def take(self, count: int, busy: Collection[int] = (), within: PortRange | None = None) -> list[int]:
-        """Take ``count`` ports in turn, all ``within`` a part of the range where one is given.
+    def take(
+        self, count: int, busy: Collection[int] = (), within: PortRange | None = None, first: Iterable[int] = ()
+    ) -> list[int]:
+        """Take ``count`` ports: those wished ``first`` that are to be had, then in turn.
 
-        ``busy`` are ports that were found in other programs' hands. Raises
+        All are ``within`` a part of the range where one is given. ``busy`` are
+        ports that were found in other programs' hands. Raises
         RESOURCE_EXHAUSTED and takes nothing when there are not enough.
         """
-        usable = [port for port in self._free if port not in busy and (within is None or port in within)]
+        wished = [port for port in first if port in self._free]
+        turn = dict.fromkeys([*wished, *self._free])
+        usable = [port for port in turn if port not in busy and (within is None or port in within)]
         if len(usable) < count:
             raise self._exhausted(count, len(usable), len(busy), within or self.range)
         taken = usable[:count]

@@ -40,6 +40,8 @@ class Reservations:
     async def hold(self, tunnel: Tunnel, launcher: Launcher, address: IPAddress, told: Told) -> None:
         """Hold listeners for the tunnel on ``address``; another program's port is passed over.
 
+        Ports that its options name come first: they need not be changed at hello then.
+
         Raises RESOURCE_EXHAUSTED and holds nothing where there are not enough.
         """
         udp = tunnel.security in tunnel.type.server.udp_securities
@@ -53,7 +55,8 @@ class Reservations:
 
         busy = await self._in_use(address, udp=udp)
         try:
-            await self._with_ports(tunnel.count, hold, tunnel.ports_within, busy)
+            wished = [each.port for each in tunnel.options.listen if each.port]
+            await self._with_ports(tunnel.count, hold, tunnel.ports_within, busy, wished)
         except ScistreamError as problem:
             if problem.code is not Code.RESOURCE_EXHAUSTED or not busy:
                 raise
@@ -148,11 +151,12 @@ class Reservations:
         use: Callable[[list[int]], Awaitable[None]],
         within: PortRange | None,
         known: Iterable[int] = (),
+        first: Sequence[int] = (),
     ) -> None:
-        """Take ``count`` ports and use them; those of other programs (``known`` or not) are passed over."""
+        """Take ``count`` ports, ``first`` those, and use them; other programs' (``known`` or not) are passed over."""
         busy = set(known)
         while True:
-            ports = self._pool.take(count, busy, within)
+            ports = self._pool.take(count, busy, within, first)
             try:
                 await use(ports)
             except PortsBusy as others:

@@ -40,6 +40,12 @@ def test_busy_ports_are_passed_over_and_counted() -> None:
         ports.take(8, busy={5100})
 
 
+def test_wishes_come_first_where_they_are_to_be_had() -> None:
+    ports = pool()
+    assert ports.take(3, first=[5107, 5105, 5107, 9999]) == [5107, 5105, 5100]
+    assert ports.take(1, busy={5106}, within=PortRange(5105, 5108), first=[5105, 5106, 5102]) == [5108]
+
+
 def test_put_back_is_next_in_turn() -> None:
     ports = pool()
     taken = ports.take(3)

@@ -43,7 +43,7 @@ from scistreamd.model import (
 from scistreamd.network import HostNetwork, dialable, own_addresses
 from scistreamd.planning import Planner
 from scistreamd.policy import Quotas
-from scistreamd.process import ProcessLauncher
+from scistreamd.process import ProcessHeld, ProcessLauncher
 from scistreamd.rulefile import join, parse
 from scistreamd.runtime import runtime_directory
 
@@ -183,6 +183,15 @@ async def test_ports_are_held_from_req_on_and_free_on_every_way_out() -> None:
         await here.manager.close()
         assert (await refusal(asked)).code is Code.CANCELLED
         here.nothing_is_left()
+
+
+async def test_a_port_that_is_asked_for_is_held_from_the_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with gateway() as here:
+        monkeypatch.delattr(ProcessHeld, "rebind")  # for listeners that change are let go for a moment
+        asked = Options(listen=(Listen(LOOPBACK, 26207), Listen(LOOPBACK, 26203)))
+        uid, view = await here.manager.create(grant(Verb.CREATE), Role.CONS, (TARGET,), asked)
+        assert [each.port for each in view.listeners] == [26207, 26203]
+        await here.release(uid)
 
 
 async def test_a_daemon_that_ends_waits_for_no_drain() -> None:
@@ -502,7 +511,7 @@ async def test_made_in_one_step_shown_watched_extended_and_ended() -> None:
         options = Options(label="detector", listen=(Listen.parse("127.0.0.1:26205"),))
         uid, made = await here.manager.create(grant(Verb.CREATE), Role.PROD, (TARGET, TARGET), options)
         assert (made.id, made.label, made.state, made.expires_usec) == (uid.id, "detector", State.ACTIVE, 0)
-        assert [each.port for each in made.listeners] == [26205, 26201]
+        assert [each.port for each in made.listeners] == [26205, 26200]
         assert made.targets == (TARGET, TARGET)
         assert here.manager.tunnels() == (made,)
         assert here.manager.find(uid.id) == here.manager.find(uid.reveal()) == uid.id
