@@ -17,8 +17,9 @@ from scistreamd.errors import ScistreamError, did_you_mean
 EXIT_USAGE = 2
 
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-_DURATION = re.compile(r"([0-9]{1,9})([smhd]?)", re.ASCII)
+_UNITS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "hr": 3600, "d": 86400, "day": 86400, "days": 86400}
+_DURATION = re.compile(rf"[0-9]{{1,9}}|(?:[0-9]{{1,9}} ?(?:{'|'.join(_UNITS)}) ?)+", re.ASCII)
+_PART = re.compile(r"([0-9]+) ?([a-z]*)", re.ASCII)
 _NEGATIVE = re.compile(r"-[0-9]")
 _MAX_PORTS = 1000
 
@@ -146,11 +147,13 @@ def integer(low: int, high: int) -> Callable[[str], int]:
 
 
 def seconds(text: str) -> int:
-    """A duration: seconds, or a number with s, m, h or d behind it; at least one second."""
-    match = _DURATION.fullmatch(text.lower())
-    if not match or int(match[1]) == 0:
+    """A duration: seconds, or numbers with units behind them, as in ``2h 30min``; at least one second."""
+    word = text.strip().lower()
+    parts = _PART.findall(word) if _DURATION.fullmatch(word) else []
+    total = sum(int(count) * _UNITS[unit or "s"] for count, unit in parts)
+    if total == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a duration: seconds, or 90m, 2h, 1d")
-    return int(match[1]) * _UNITS[match[2]]
+    return total
 
 
 def ports(text: str) -> tuple[int, ...]:

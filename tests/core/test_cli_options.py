@@ -107,12 +107,18 @@ def test_boolean(text: str, value: bool) -> None:
     assert boolean(text) is value
 
 
-@pytest.mark.parametrize(("text", "value"), [("90", 90), ("90s", 90), ("90m", 5400), ("2h", 7200), ("1D", 86400)])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("90", 90), ("90s", 90), ("90m", 5400), ("2h", 7200), ("1D", 86400),
+        ("1h30m", 5400), ("2h 5min", 7500), ("1 day 2 hr", 93600),
+    ],
+)  # fmt: skip
 def test_seconds(text: str, value: int) -> None:
     assert seconds(text) == value
 
 
-@pytest.mark.parametrize("text", ["", "0", "-1", "1w", "1.5h", "h", "٣", "1h30m", "9999999999"])
+@pytest.mark.parametrize("text", ["", "0", "-1", "1w", "1.5h", "h", "٣", "1h30", "5ms", "30 20", "9999999999"])
 def test_no_seconds(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError):
         seconds(text)
