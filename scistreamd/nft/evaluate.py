@@ -135,10 +135,10 @@ class _Ended:
 
 def _route(ruleset: Ruleset, arrival: Arrival) -> Iterator[Sequence[_Stop]]:
     """The base chains in order; those of one NAT hook together."""
-    yield from _ordered(ruleset, lambda table, chain: _is_ingress(table, chain, arrival.interface.name), Hook.INGRESS)
-    families = _FAMILIES[arrival.version]
+    name, version = arrival.interface.name, arrival.version
+    yield from _ordered(ruleset, lambda table, chain: _is_ingress(table, chain, name), Hook.INGRESS, version)
     for hook in (Hook.PREROUTING, Hook.INPUT):
-        yield from _ordered(ruleset, lambda table, _: table.family in families, hook)
+        yield from _ordered(ruleset, lambda table, _: table.family in _FAMILIES[version], hook, version)
 
 
 def _is_ingress(table: Table, chain: Chain, device: str) -> bool:
@@ -148,9 +148,11 @@ def _is_ingress(table: Table, chain: Chain, device: str) -> bool:
     )
 
 
-def _ordered(ruleset: Ruleset, wanted: Callable[[Table, Chain], bool], hook: Hook) -> Iterator[Sequence[_Stop]]:
+def _ordered(
+    ruleset: Ruleset, wanted: Callable[[Table, Chain], bool], hook: Hook, version: int
+) -> Iterator[Sequence[_Stop]]:
     found: list[tuple[int, int, int, _Stop]] = []
-    tracks = any(wanted(table, table.chains[name]) for table in ruleset.tables for name in table.tracking)
+    tracks = any(wanted(table, table.chains[name]) for table in ruleset.tables for name in table.tracking[version])
     for table in ruleset.tables:
         for chain in table.chains.values() if not table.dormant else ():
             deciding = chain.base is not None and chain.base.hook is hook and chain.name in table.deciding

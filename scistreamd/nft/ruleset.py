@@ -261,6 +261,14 @@ class Nat:
     last_port: int | None = None
     flags: int = 0
 
+    def is_of(self, version: int) -> bool:
+        """Whether it is for packets of this IP version; `dnat ip` of a table of both is for one."""
+        return self.family not in _NAT_FAMILIES.values() or self.family == _NAT_FAMILIES[version]
+
+
+# By IP version; NFPROTO_IPV4 and NFPROTO_IPV6.
+_NAT_FAMILIES = {4: 2, 6: 10}
+
 
 @dataclass(frozen=True)
 class Test:
@@ -389,13 +397,16 @@ class Table:
         )
 
     @cached_property
-    def tracking(self) -> frozenset[str]:
-        """The chains with a rule for which the kernel tracks connections."""
-        return frozenset(
-            name
-            for name, chain in self.chains.items()
-            if any(_tracks(each) for rule in chain.rules for each in rule.expressions)
-        )
+    def tracking(self) -> Mapping[int, frozenset[str]]:
+        """The chains with a rule for which the kernel tracks connections of an IP version."""
+        return {
+            version: frozenset(
+                name
+                for name, chain in self.chains.items()
+                if any(_tracks(each, version) for rule in chain.rules for each in rule.expressions)
+            )
+            for version in _NAT_FAMILIES
+        }
 
     def _passes_all(self, chain: Chain, above: frozenset[str]) -> bool:
         return chain.policy == "accept" and all(
@@ -417,10 +428,13 @@ class Table:
 _HARMLESS = (Load, Immediate, Bitwise, Byteorder, Compare, Among, Passed, Limited, Test, Maybe)
 
 
-def _tracks(each: Expression) -> bool:
-    if isinstance(each, Nat | SetCt) or (isinstance(each, Load) and isinstance(each.source, Ct)):
+def _tracks(each: Expression, version: int) -> bool:
+    if isinstance(each, Nat):
+        return each.is_of(version)
+    if isinstance(each, SetCt) or (isinstance(each, Load) and isinstance(each.source, Ct)):
         return True
-    return isinstance(each, Test | Remember) and any(map(_tracks, each.all if isinstance(each, Test) else each.parts))
+    parts = each.all if isinstance(each, Test) else each.parts if isinstance(each, Remember) else ()
+    return any(_tracks(part, version) for part in parts)
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,6 @@ from scistreamd.nft.ruleset import (
 )
 
 _MARK, _CT_MARK = 3, 3
-_NAT_FAMILIES = {4: 2, 6: 10}
 
 
 class TooMuch(Exception):
@@ -145,7 +144,7 @@ def _step(each: Expression, thread: Thread, place: Place, budget: Budget) -> Ste
             return _untrack(thread, place.tracking)
         case Passed():
             return [thread], []
-        case Nat(family=family) if family in _NAT_FAMILIES.values() and family != _NAT_FAMILIES[place.arrival.version]:
+        case Nat() if not each.is_of(place.arrival.version):
             return [thread], []  # of the other IP version: nothing happens (nft_nat_inet_eval)
     return [_affect(each, thread)], []
 

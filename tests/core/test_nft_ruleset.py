@@ -72,5 +72,10 @@ def test_a_filter_beside_nftables_filters() -> None:
 
 
 def test_a_chain_that_only_looks_at_connections_has_them_tracked() -> None:
-    assert ruleset(Load(1, Ct(0)), COUNT).tables[0].tracking == {"top"}
-    assert not ruleset(Load(1, Meta(1)), COUNT).tables[0].tracking
+    assert ruleset(Load(1, Ct(0)), COUNT).tables[0].tracking == {4: {"top"}, 6: {"top"}}
+    assert ruleset(Load(1, Meta(1)), COUNT).tables[0].tracking == {4: set(), 6: set()}
+
+
+def test_a_rewrite_of_one_ip_version_has_that_one_tracked() -> None:
+    assert ruleset(Nat("dnat", family=2)).tables[0].tracking == {4: {"top"}, 6: set()}
+    assert ruleset(Nat("redirect")).tables[0].tracking == {4: {"top"}, 6: {"top"}}

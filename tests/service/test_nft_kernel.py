@@ -95,5 +95,27 @@ def test_no_packet_contradicts_the_verdict(arena: Arena) -> None:
     assert min(counts[kind] for kind in ("accept", "drop", "reject", "dnat")) > total / 200
 
 
+# What random rulesets have found.
+_NAT_OF_THE_OTHER_VERSION = """\
+table inet t0 {
+chain base0 {
+type nat hook prerouting priority -100;
+iifname "eth9" dnat ip to 10.1.0.99
+tcp dport 5100 drop
+}
+}"""
+
+
+def test_a_nat_chain_without_connection_tracking_runs_for_nobody(arena: Arena) -> None:
+    """`dnat ip` of a table of both IP versions has IPv4 tracked alone; IPv6 passes the chain by."""
+    arena.rules(_NAT_OF_THE_OTHER_VERSION)
+    oracle = Oracle(arena)
+    knocks = [each for each in arena.knocks() if each.device == "eth0" and each.target_port == 5100]
+    arena.knock(knocks, oracle.word)
+    met = {":" in each.source: each.came for each in knocks}
+    assert met == {False: "drop", True: "accept"}
+    assert {":" in each.source: oracle.word(each) for each in knocks} == {False: "drop", True: "unknown"}
+
+
 def _rule(outcome: Outcome) -> str:
     return f"{outcome.why} {outcome.by and outcome.by.rule}"
