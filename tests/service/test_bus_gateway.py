@@ -171,14 +171,16 @@ async def test_callers_wait_until_the_tunnels_of_the_daemon_before_are_known(tmp
 async def test_other_front_doors_are_told_of_and_options_are_obeyed(scene: Scene) -> None:
     await scene.client.listen()
     listen = {"listen": variant("as", ["127.0.0.1:27825"]), "lifetime": variant("t", 3600)}
-    [uid, path, listeners] = await scene.client.manager("CreateInbound", "asa{sv}", ["192.0.2.1:5001"], listen)
+    [uid, path, listeners] = await scene.client.manager("CreateInbound", "asa{sv}", ["192.168.10.10:5001"], listen)
     assert listeners == ["127.0.0.1:27825"]
     assert (await scene.client.properties(path, names.TUNNEL))["ExpiresUSec"] > 0
     await scene.client.hears("InterfacesAdded")
     with pytest.raises(Refused, match=names.error_name(Code.RESOURCE_EXHAUSTED)):
-        await scene.client.manager("CreateInbound", "asa{sv}", ["192.0.2.1:5001"], listen)
+        await scene.client.manager("CreateInbound", "asa{sv}", ["192.168.10.10:5001"], listen)
     with pytest.raises(Refused, match=names.error_name(Code.PERMISSION_DENIED)):
-        await scene.client.manager("CreateInbound", "asa{sv}", ["192.0.2.1:5001"], {"security": variant("s", "none")})
+        await scene.client.manager(
+            "CreateInbound", "asa{sv}", ["192.168.10.10:5001"], {"security": variant("s", "none")}
+        )
     grant = scene.gateway.gate.admit(Caller("test", peer=LOOPBACK, reached=LOOPBACK), Verb.RELEASE)
     await scene.gateway.manager.end(grant, Uid.parse(uid).id, 0)
     await until(lambda: [Uid.parse(uid).id, path] in [each.body for each in scene.client.told("TunnelRemoved")])
@@ -186,7 +188,7 @@ async def test_other_front_doors_are_told_of_and_options_are_obeyed(scene: Scene
 
 
 async def test_ports_are_probed(scene: Scene) -> None:
-    await scene.client.manager("CreateInbound", "asa{sv}", ["192.0.2.1:5001"], {})
+    await scene.client.manager("CreateInbound", "asa{sv}", ["192.168.10.10:5001"], {})
     with socket.socket() as other:
         other.bind(("127.0.0.1", 27828))
         other.listen()
@@ -211,7 +213,7 @@ async def prepared(scene: Scene, line: str, uid: str) -> None:
         await scene.client.manager("Release", "sa{sv}", uid, {})
     if "drain" in line:
         # The line before has released the tunnel in the other way.
-        await scene.client.manager("CreateInbound", "asa{sv}", ["192.0.2.1:5001"], {"uid": variant("s", uid)})
+        await scene.client.manager("CreateInbound", "asa{sv}", ["192.168.10.10:5001"], {"uid": variant("s", uid)})
 
 
 @contextlib.asynccontextmanager
