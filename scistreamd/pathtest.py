@@ -78,6 +78,14 @@ class PathTest:
     ) -> Finding:
         """See `interfaces.PathTester`."""
         task = _Task(self._keys.files(uid, Role.CONS, security), security, listener, seconds, throughput)
+        found = await self._once(task)
+        # HAProxy 2.6.12 now and then refuses one of the thousands of requests that measure throughput: 400, and a
+        # reset. A fault of the path that comes only then comes again.
+        proved = found.rtt_usec and found.outcome in (Outcome.ODD, Outcome.RESET)
+        return await self._once(task) if throughput and proved else found
+
+    async def _once(self, task: _Task) -> Finding:
+        listener = task.listener
         with socket.socket(socket.AF_INET6 if listener.address.version == 6 else socket.AF_INET) as line:
             thread = asyncio.ensure_future(asyncio.to_thread(_test, line, task))
             try:

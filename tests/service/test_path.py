@@ -23,7 +23,7 @@ from scistreamd.manager import Manager
 from scistreamd.model import Caller, Endpoint, Options, PortRange, Role, Security, Target, Uid
 from scistreamd.pathtest import PathTest
 from scistreamd.runtime import runtime_directory
-from tests.service.dataplane_kit import TYPES, Field, Handler, Pair, answers, echo, endpoint, pairs
+from tests.service.dataplane_kit import CHUNK, TYPES, Field, Handler, Pair, answers, connected, echo, endpoint, pairs
 from tests.service.dataplane_strangers import context
 from tests.service.netns_kit import in_netns, needs_root, run
 
@@ -135,6 +135,39 @@ async def test_stunnels_answerer_writes_an_answer_at_once(scene: Field) -> None:
         answer = ours.recv(4096)
     assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
     assert answer.endswith(b"\r\n\r\nscistream test")
+
+
+class Cutting:
+    """A relay on the way that cuts so many connections once they have carried a mebibyte."""
+
+    def __init__(self, to: Endpoint, times: int) -> None:
+        self._to = to
+        self._times = times
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        left = 1 << 20 if self._times > 0 else 1 << 40
+        self._times -= 1
+        async with connected(self._to) as (back, forth):
+            answers = asyncio.create_task(self._relay(back, writer, 1 << 40))
+            await self._relay(reader, forth, left)
+            answers.cancel()
+            await asyncio.wait([answers])
+
+    @staticmethod
+    async def _relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, left: int) -> None:
+        while left > 0 and (data := await reader.read(CHUNK)):
+            left -= len(data)
+            writer.write(data)
+            await writer.drain()
+
+
+async def test_a_hop_that_fails_once_while_it_is_measured_is_measured_again(scene: Field) -> None:
+    uid = Uid.random()
+    inbound = await scene.gateway("Nginx", Role.PROD, dead(), uid=uid)
+    relays = [await scene.application(Cutting(inbound.listeners[0], times)) for times in (1, 2)]
+    once, again = [await found(each, uid, throughput=0.3) for each in relays]
+    assert (once.outcome, once.sent_bytes > 1 << 20) == (Outcome.OK, True), once
+    assert (again.outcome, again.rtt_usec > 0) == (Outcome.RESET, True), again
 
 
 async def test_what_listens_nowhere_refuses() -> None:
