@@ -18,7 +18,7 @@ from grpclib.encoding.proto import ProtoCodec
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 from h2.exceptions import H2Error
 
-from scistreamd.cli import failures, known
+from scistreamd.cli import confirm, failures, known
 from scistreamd.cli.auth.attach import NO_TOKEN, Tokens
 from scistreamd.cli.known import Known, KnownGateways
 from scistreamd.cli.trust import Trust, show_certificate
@@ -125,7 +125,7 @@ class Gateway:
             raise failures.of_break("no certificate in the handshake", self.address, trust)
         except known.Stranger as stranger:
             shown = Known.of(stranger.certificate)
-        known.confirm(self.address, shown, why, self._fingerprint)
+        confirm.confirm(self.address, shown, why, self._fingerprint)
         channel = await self._connect_known(shown)
         KnownGateways().remember(self.address, shown)
         return channel
@@ -136,7 +136,7 @@ class Gateway:
         try:
             channel = await self._connect(known.recognising(gateway, now.append))
         except known.KeyChanged as change:
-            raise known.of_change(self.address, gateway, change.shown, gateways.path) from None
+            raise confirm.of_change(self.address, gateway, change.shown, gateways.path) from None
         if now[-1] is not gateway:
             gateways.remember(self.address, replace(now[-1], since=gateway.since))
             self._note(f"{self.address} has another certificate for the key that you trust")
@@ -144,7 +144,7 @@ class Gateway:
         return channel
 
     def _tell_end(self, ends: float) -> None:
-        if when := known.ending(ends, time.time()):
+        if when := confirm.ending(ends, time.time()):
             self._note(f"the certificate of {self.address} {when}; tell its operator")
 
     async def _connect(self, context: ssl.SSLContext | None) -> Channel:

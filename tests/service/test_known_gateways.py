@@ -20,7 +20,8 @@ from typing import Protocol
 
 import pytest
 
-from scistreamd.cli.known import Known, KnownGateways, ending
+from scistreamd.cli.confirm import ending
+from scistreamd.cli.known import Known, KnownGateways
 from scistreamd.errors import ScistreamError
 from scistreamd.model import Target
 from tests.service.gateways import BIN, Gateway, gateway

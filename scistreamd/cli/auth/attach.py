@@ -12,7 +12,8 @@ from pathlib import Path
 
 from scistreamd.cli.auth.store import GLOBUS, Login, Store, path_of
 from scistreamd.cli.challenges import Offer, offers
-from scistreamd.cli.known import Binding, Known, KnownGateways, yes
+from scistreamd.cli.confirm import yes
+from scistreamd.cli.known import Binding, Known, KnownGateways
 from scistreamd.cli.options import UsageError
 from scistreamd.errors import Code, ScistreamError, invalid
 from scistreamd.model import Target
