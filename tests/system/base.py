@@ -12,7 +12,7 @@ from tests.system.trees import Trees, digest
 
 _CONTROL = Path(__file__).parent.parent.parent / "packaging" / "debian" / "control"
 PACKAGES = (
-    "systemd,systemd-sysv,dbus,polkitd,libpam-systemd,bash-completion,less,"
+    "systemd,systemd-sysv,dbus,polkitd,libpam-systemd,bash-completion,less,man-db,"
     "iproute2,iputils-ping,procps,nftables,openssl,iperf,iperf3,"
     "openssh-server,openssh-client,haproxy,nginx-light,libnginx-mod-stream,stunnel4,python3,python3-venv,rpm"
 )
@@ -20,7 +20,7 @@ PACKAGES = (
 _DISABLED = "haproxy.service nginx.service stunnel.target ssh.service"
 _MASKED = (
     "apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service "
-    "fstrim.timer console-getty.service"
+    "fstrim.timer man-db.timer console-getty.service"
 )
 _HOOKS = (
     f'chroot "$1" systemctl --quiet disable {_DISABLED}',

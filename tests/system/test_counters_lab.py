@@ -118,7 +118,7 @@ def test_metrics_where_their_socket_is_switched_on(lab: Lab) -> None:
         host.run(["systemctl", "start", "scistreamd.service"])
         assert host.run(["systemctl", "is-enabled", unit], check=False).stdout == "disabled\n"
         assert host.run(fetch, check=False).returncode != 0
-        host.run(["systemd-analyze", "verify", "--man=no", unit])
+        host.run(["systemd-analyze", "verify", unit])
         tunnel = host.run(["s2ctl", "inbound", "-q", "--label", "measured", f"{PRODUCER}:1"]).stdout.strip()
         document = (Path(__file__).parent.parent.parent / "docs" / "counters.md").read_text()
         [block] = re.findall(r"```sh\n(systemctl enable.*?)```", document, re.DOTALL)
