@@ -98,6 +98,8 @@ def test_moments_sort_as_text() -> None:
         ({"SYSTEMD_PAGER": "cat"}, []),
         ({"PAGER": "less 'it"}, [["less", "'it"], ["less"], ["more"]]),
         ({"PAGER": "evil", "SUDO_UID": "1000"}, [["less"]]),
+        ({"PAGER": "evil", "SYSTEMD_PAGERSECURE": "1"}, [["less"]]),
+        ({"SYSTEMD_PAGER": "cat", "SUDO_UID": "1000", "SYSTEMD_PAGERSECURE": "no"}, []),
     ],
 )
 def test_pagers(environment: dict[str, str], words: list[list[str]]) -> None:

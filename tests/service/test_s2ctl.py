@@ -123,8 +123,9 @@ async def test_a_uid_from_and_to_a_file(scene: Door, run: Run, tmp_path: Path) -
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert (await run("outbound", f"@{file}", "192.0.2.9:5100")).status == Code.ALREADY_EXISTS.exit_status
     assert (await run("release", f"@{file}")).out == f"Released {Uid.parse(uid).id}.\n"
-    said = await run("outbound", f"@{file}", "192.0.2.9:5100", "--json=pretty")
-    assert (said.json["role"], said.json["uid"], said.json["targets"]) == ("CONS", None, ["192.0.2.9:5100"])
+    said = await run("outbound", f"@{file}", "192.0.2.9:5100,192.0.2.9:5101", "--json=pretty")
+    assert (said.json["role"], said.json["uid"]) == ("CONS", None)
+    assert said.json["targets"] == ["192.0.2.9:5100", "192.0.2.9:5101"]
     assert uid not in said.out + said.err
 
 

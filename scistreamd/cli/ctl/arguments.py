@@ -320,7 +320,14 @@ def _text(parse: Callable[[str, str], object], name: str) -> Callable[[str], str
     return convert
 
 
-_target = _text(Target.parse, "HOST:PORT")
+_one_target = _text(Target.parse, "HOST:PORT")
+
+
+def _target(text: str) -> str:
+    """One, or several with commas between them, as s2uc takes listeners."""
+    return ",".join(_one_target(part.strip()) for part in text.split(","))
+
+
 _listen = _text(Listen.parse, "listen")
 _label = _text(limits.label, "label")
 

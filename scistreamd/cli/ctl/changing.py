@@ -41,7 +41,7 @@ def inbound(options: Namespace) -> int:
     with _asking(options) as bus, uids.kept_in(options.uid_file, given or Uid.random(), at_once=False) as keep:
         if options.wait:
             events.subscribe(bus)
-        uid, tunnel_id, listeners = Tunnels(bus).create_inbound(options.targets, wanted)
+        uid, tunnel_id, listeners = Tunnels(bus).create_inbound(_each(options.targets), wanted)
         keep()
         _created(options, bus, tunnel_id, "" if hidden else uid)
         if not options.quiet and options.json == "off":
@@ -56,9 +56,14 @@ def outbound(options: Namespace) -> int:
     with _asking(options) as bus:
         if options.wait:
             events.subscribe(bus)
-        tunnel_id, _ = Tunnels(bus).create_outbound(uid, options.listeners, wanted)
+        tunnel_id, _ = Tunnels(bus).create_outbound(uid, _each(options.listeners), wanted)
         _created(options, bus, tunnel_id, "")
         return _waited(options, bus, tunnel_id)
+
+
+def _each(given: Sequence[str]) -> list[str]:
+    """The targets of arguments that may hold several."""
+    return [target for text in given for target in text.split(",")]
 
 
 def _wanted(options: Namespace) -> dict[str, object]:
@@ -110,7 +115,7 @@ def update(options: Namespace) -> int:
     with _asking(options) as bus:
         tunnels = Tunnels(bus)
         tunnel_id = tunnels.find(options.id)
-        tunnels.update(tunnel_id, options.targets, wanted)
+        tunnels.update(tunnel_id, _each(options.targets), wanted)
         _say(options, f"Updated {tunnel_id}.")
     return 0
 

@@ -141,4 +141,7 @@ def _split(command: str) -> list[str]:
 
 
 def _borrowed_rights(environment: Mapping[str, str]) -> bool:
+    """As $SYSTEMD_PAGERSECURE has it, else whether sudo or pkexec started us."""
+    if said := environment.get("SYSTEMD_PAGERSECURE", ""):
+        return said.lower() not in ("0", "no", "n", "false", "f", "off")
     return "SUDO_UID" in environment or "PKEXEC_UID" in environment
