@@ -1,6 +1,7 @@
 """Runs on a gateway of the lab: one tunnel's life as a client with a token asks for it, with what goes wrong in one.
 
-Prints every answer; /root/secrets.json has the UID, the token and the data server type.
+Prints every answer; /root/secrets.json has the UID, the token and the data server type, and where the gateway is not
+scistreamd itself: its address, its certificate, and the security mode. Such a one takes every token.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from grpclib.exceptions import GRPCError
 
 from scistreamd.control import scistream_pb2 as pb
 
-_CERTIFICATE = "/var/lib/scistreamd/control/server.crt"
+_SCISTREAMD = {"host": "127.0.0.1", "port": 5000, "certificate": "/var/lib/scistreamd/control/server.crt"}
 _REPLIES: dict[str, Any] = {"hello": pb.AppResponse}
 _REQUESTS: dict[str, Any] = {"req": pb.Request, "hello": pb.Hello, "update": pb.UpdateTargets, "release": pb.Release}
 
@@ -53,8 +54,8 @@ class Caller:
         sys.exit(f"{name} was not refused")
 
 
-async def _begin(caller: Caller, uid: str, kind: str) -> None:
-    asked = asyncio.ensure_future(caller.call("req", uid=uid, role="PROD", num_conn=1, rate=0, options={"type": kind}))
+async def _begin(caller: Caller, uid: str, options: dict[str, str]) -> None:
+    asked = asyncio.ensure_future(caller.call("req", uid=uid, role="PROD", num_conn=1, rate=0, options=options))
     await asyncio.sleep(0.5)
     await caller.refused("req", uid=uid, role="PROD", num_conn=1, rate=0)
     await caller.call("hello", uid=uid, role="PROD", prod_listeners=["192.168.10.10:7001"])
@@ -63,9 +64,8 @@ async def _begin(caller: Caller, uid: str, kind: str) -> None:
     await caller.call("update", uid=uid, role="PROD", remote_listeners=["192.168.10.10:7001"])
 
 
-async def _go_wrong(caller: Caller, uid: str, token: str) -> None:
-    """Secrets where they do not belong, and callers who have none."""
-    await caller.refused("update", token=token[:-1] + "x", uid=uid, remote_listeners=["192.168.10.10:7001"])
+async def _go_wrong(caller: Caller, uid: str) -> None:
+    """Secrets where they do not belong."""
     await caller.refused("req", uid=uid, role=uid, num_conn=1, rate=0)
     await caller.refused("req", uid=uid, role="PROD", num_conn=70000, rate=0)
     await caller.refused("req", uid=uid + "0", role="PROD", num_conn=1, rate=0)
@@ -77,16 +77,19 @@ async def _go_wrong(caller: Caller, uid: str, token: str) -> None:
 
 async def main() -> None:
     """Make the tunnel and spoil it, or release it."""
-    known = json.loads(Path("/root/secrets.json").read_text())
-    context = ssl.create_default_context(cafile=_CERTIFICATE)
+    known = _SCISTREAMD | json.loads(Path("/root/secrets.json").read_text())
+    context = ssl.create_default_context(cafile=known["certificate"])
     context.check_hostname = False
     context.set_alpn_protocols(["h2"])
-    channel = Channel("127.0.0.1", 5000, ssl=context)
+    channel = Channel(known["host"], known["port"], ssl=context)
     caller = Caller(channel, known["token"])
     try:
         if sys.argv[1] == "begin":
-            await _begin(caller, known["uid"], known["type"])
-            await _go_wrong(caller, known["uid"], known["token"])
+            await _begin(caller, known["uid"], {key: known[key] for key in ("type", "security") if key in known})
+            if known["port"] == _SCISTREAMD["port"]:
+                other = known["token"][:-1] + "x"
+                await caller.refused("update", token=other, uid=known["uid"], remote_listeners=["192.168.10.10:7001"])
+            await _go_wrong(caller, known["uid"])
         else:
             await caller.call("release", uid=known["uid"])
             await caller.refused("update", uid=known["uid"], remote_listeners=["192.168.10.10:7001"])

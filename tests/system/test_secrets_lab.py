@@ -101,6 +101,52 @@ def _live(host: Host, kind: str, token: str) -> None:
     assert not host.run(["sh", "-c", "find / -xdev -name 'core*' -size +100k -newer /root/needles"], check=False).stdout
 
 
+# Data servers as children of s2cs, and the modes that scistreamd does not allow by itself; Nginx has UDP then.
+_BY_HAND = (("root", "Stunnel", "psk-null"), ("detector", "Nginx", "none"))
+
+
+def test_none_where_s2cs_is_run_by_hand(lab: Lab) -> None:
+    host = lab["producers2"]
+    for name in _FILES[:2]:
+        host.write(f"/root/{name}", (_HERE / name).read_text())
+    host.run(["useradd", "detector"])
+    try:
+        host.run(
+            ["sh", "-c", "install -d -o detector /srv/s2cs && cd /srv/s2cs && s2ctl cert create --ip 192.168.10.11"]
+        )
+        host.run(["chown", "detector", "/srv/s2cs/server.key"])
+        for user, kind, security in _BY_HAND:
+            _by_hand(host, user, kind, security)
+    finally:
+        host.run(["rm", "-rf", "/srv/s2cs", *(f"/root/{name}" for name in _FILES)])
+        host.run(["userdel", "detector"])
+
+
+def _by_hand(host: Host, user: str, kind: str, security: str) -> None:
+    """One tunnel of an s2cs in the foreground, with a search in the middle and one after the release."""
+    uid, token, unit = uuid.uuid4(), uuid.uuid4().hex, "secrets-s2cs.service"
+    needles = [*forms(uid), token]
+    known = {"host": "192.168.10.11", "port": 5050, "certificate": "/srv/s2cs/server.crt", "security": security}
+    host.write("/root/secrets.json", json.dumps({"uid": str(uid), "token": token, "type": kind, **known}))
+    run = ["systemd-run", "--quiet", f"--unit={unit}", "-p", f"User={user}", "-p", "WorkingDirectory=/srv/s2cs"]
+    run += ["s2cs", "--verbose", "--port=5050", "--listener-ip=192.168.10.11", "--allow-security=tls,psk-null,none"]
+    host.run(run)
+    try:
+        host.wait_until(lambda: ":5050" in host.run(["ss", "-Htln"]).stdout, "listening")
+        said = call(host, "begin")
+        assert said.count("refused") == 14
+        assert not [each for each in needles if each in said.lower()]
+        assert core_limits(host, unit) == {"0 0"}
+        # The key of this mode is the UID itself: in a file of its own for the data server.
+        places = found(host, needles)
+        assert [each.rpartition("/")[2] for each in places] == (["psk.txt"] if security == "psk-null" else [])
+        assert all(each.startswith("root ") for each in places)
+        call(host, "end")
+        assert found(host, needles) == []
+    finally:
+        host.run(["systemctl", "stop", unit])
+
+
 def test_the_search_finds_what_is_planted(lab: Lab) -> None:
     """Else it would prove nothing."""
     host, marker = lab["producers2"], uuid.uuid4().hex
