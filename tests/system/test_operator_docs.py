@@ -174,8 +174,9 @@ def examples(page: Path) -> list[tuple[str, str]]:
 def test_examples_of_man_pages_about_the_service_work(hosts: Lab, tmp_path: Path) -> None:
     for file in SITE:
         type_in(Terminals(hosts, tmp_path), file, ExitStack())
-    for name in ("scistreamd.8", "org.scistream.scistreamd1.5", "s2ctl.1"):
-        for host, line in examples(MAN / f"{name}.md"):
+    pages = [MAN / f"{name}.md" for name in ("scistreamd.8", "org.scistream.scistreamd1.5", "s2ctl.1")]
+    for page in (*pages, DOCS / "s2ctl.md"):
+        for host, line in examples(page):
             # In the directory that all hosts share, as if the UID's file were copied.
             said = hosts[host].run(["bash", "-c", line], cwd="/vagrant").stdout
             assert said or line.startswith(("systemctl reload", "journalctl")), line
