@@ -184,8 +184,8 @@ class Manager:
         capacity, FAILED_PRECONDITION where the rate cannot be enforced.
         """
         tunnel = self._registry.known(tunnel_id)
-        rate = rate or self._course.settings.rate_default
         rule = await self._rights.amend(grant, tunnel, rate=rate)
+        rate = rate or self._course.settings.rate_default
         await self._course.shielded(self._course.hold_to(tunnel, rule.ceilings.rate_of(rate)))
         return view_of(tunnel)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.gate import Gate, Grant, Verb
-from scistreamd.model import Caller, Endpoint, Role, Security, State, Target, TunnelView, Uid
+from scistreamd.model import Caller, Endpoint, Options, Role, Security, State, Target, TunnelView, Uid
 from scistreamd.registry import Registry, no_tunnel
 from scistreamd.rules import Question, Rule
 from scistreamd.tunnel import Tunnel
@@ -36,16 +36,9 @@ class Rights:
         """Judge those of the targets that are addresses already, before the tunnel is made."""
         await self._gate.check_literals(grant, self._question(grant, tunnel, Verb.CREATE), targets)
 
-    async def amend(
-        self, grant: Grant, tunnel: Tunnel, *, rate: int | None = None, lifetime: int | None = None
-    ) -> Rule:
+    async def amend(self, grant: Grant, tunnel: Tunnel, *, rate: int = 0, lifetime: int = 0) -> Rule:
         """The rule by which it may have another rate (kB/s) or lifetime (s): one that covers its targets, too."""
-        asked = self._question(grant, tunnel, Verb.UPDATE)
-        asked = replace(
-            asked,
-            rate=asked.rate if rate is None else rate,
-            lifetime=asked.lifetime if lifetime is None else lifetime,
-        )
+        asked = replace(self._question(grant, tunnel, Verb.UPDATE), rate=rate, lifetime=lifetime)
         return await self._gate.judge(grant, asked, dict(zip(tunnel.targets, tunnel.addresses, strict=True)))
 
     async def path(self, grant: Grant, target: Target, security: Security | None) -> tuple[Security, Endpoint]:
@@ -59,8 +52,8 @@ class Rights:
     def _question(self, grant: Grant, tunnel: Tunnel, verb: Verb) -> Question:
         """What the caller wants of the tunnel, as policy sees it; the targets are left to the gate."""
         principal = tunnel.owner.principal
-        # What it has by default or by a ceiling was not asked for, and is brought below another ceiling.
-        asked = tunnel.rate if tunnel.state is State.ACTIVE else tunnel.options.rate
+        # What it has by default, by a ceiling or from before is not asked for, and is brought below another ceiling.
+        asked = Options() if tunnel.state is State.ACTIVE else tunnel.options
         return Question(
             verb.value,
             grant.caller.identity,
@@ -70,8 +63,8 @@ class Rights:
             security=tunnel.security,
             count=tunnel.count,
             ports=tuple(tunnel.ports),
-            rate=asked,
-            lifetime=tunnel.options.lifetime or 0,
+            rate=asked.rate,
+            lifetime=asked.lifetime or 0,
             tunnels=sum(each is not tunnel and each.owner.principal == principal for each in self._registry),
         )
 

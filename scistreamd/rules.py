@@ -257,7 +257,9 @@ def _outside(rule: Rule, question: Question, lan: Sequence[IPNetwork]) -> str:
 
 
 def _excess(rule: Rule, question: Question) -> str:
-    """Which ceiling the question is above, for people, or an empty string."""
+    """Which ceiling the question is above, for people, or an empty string; who ends a tunnel takes nothing."""
+    if question.verb not in ("create", "update"):
+        return ""
     most = rule.ceilings
     over = (
         ("rate", question.rate, most.rate, "kB/s"),

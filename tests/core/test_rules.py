@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from scistreamd.configfile import effective, parse
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.identity import Identity
 from scistreamd.model import Endpoint, Options, PortRange, Role, Security, Target
-from scistreamd.rules import Ceilings, Question, Reach, Rule, Who, decide
+from scistreamd.rules import VERBS, Ceilings, Question, Reach, Rule, Who, decide
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -93,6 +94,14 @@ def ruled(table: dict[str, Any], question: Question) -> bool:
 )
 def test_what_one_rule_is_about(table: dict[str, Any], question: Question, allowed: bool) -> None:
     assert ruled(table, question) is allowed
+
+
+def test_a_ceiling_that_has_come_down_keeps_nobody_from_ending_a_tunnel() -> None:
+    rules = made({"max_rate": 100, "max_lifetime": 60, "max_listeners": 1})
+    above = asked(rate=200, lifetime=600, count=2)
+    for verb in VERBS:
+        refused = bool(decide(rules, replace(above, verb=verb), LAN).reason)
+        assert refused == (verb in ("create", "update"))
 
 
 def test_before_the_targets_are_known_a_ceiling_of_some_targets_refuses_nothing_that_a_later_rule_allows() -> None:

@@ -106,13 +106,16 @@ def wires() -> Iterator[Wires]:
 
 
 @contextlib.asynccontextmanager
-async def gateway(settings: Settings = SETTINGS) -> AsyncIterator[Manager]:
+async def gateway(settings: Settings = SETTINGS, gates: list[Gate] | None = None) -> AsyncIterator[Manager]:
+    """``gates`` gets its gate, for tests that give it other settings."""
     network = HostNetwork(5)
     async with contextlib.AsyncExitStack() as undo:
         runtime = undo.enter_context(runtime_directory())
         traffic: tuple[Traffic, ...] = await undo.enter_async_context(kernel_traffic(settings, lasting=True))
         launcher = ProcessLauncher(runtime)
         gate = Gate(settings, network)
+        if gates is not None:
+            gates.append(gate)
         manager = Manager(settings, gate, TunnelKeys(), lambda kind: launcher, GATEWAY, traffic=traffic)
         undo.callback(network.close)
         undo.push_async_callback(manager.close)
@@ -345,6 +348,27 @@ async def test_the_rule_of_the_targets_decides_the_rate() -> None:
                 await create(manager, 700, target=f"{TARGET}:5202")
             for each in manager.tunnels():
                 await manager.end(Grant(CALLER, Verb.RELEASE), each.id, 0)
+
+
+@in_netns
+async def test_ceilings_that_come_down_later() -> None:
+    def ruled(**most: int) -> Settings:
+        return replace(SETTINGS, rate_default=5000, policy=join((), parse([{"anonymous": True, **most}])))
+
+    gates: list[Gate] = []
+    with wires():
+        async with gateway(ruled(), gates) as manager:
+            view = await create(manager, 4000)
+            manager.reconfigure(ruled(max_rate=900, max_lifetime=60))
+            gates[0].reconfigure(ruled(max_rate=900, max_lifetime=60))
+            grant = Grant(CALLER, Verb.UPDATE)
+            assert (await manager.extend(grant, view.id, 30)).rate == 4000  # nobody asked about that
+            assert (await manager.retarget(grant, view.id, (Target.parse(f"{TARGET}:5202"),))).rate == 900
+            assert (await manager.hold_to(grant, view.id, 800)).rate == 800
+            assert (await manager.hold_to(grant, view.id, 0)).rate == 900  # the default, as far as it may be
+            with pytest.raises(ScistreamError, match="at most rate 900"):
+                await manager.hold_to(grant, view.id, 901)
+            await manager.end(Grant(CALLER, Verb.RELEASE), view.id, 0)
 
 
 @in_netns
