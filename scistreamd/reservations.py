@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
@@ -27,6 +28,10 @@ class Reservations:
         self._pool = Pool(ports)
         self._flows = flows
         self._view = view
+        # Taken from the pool, and in no tunnel's list of listeners yet.
+        self._moving: set[int] = set()
+        self._moved = asyncio.Event()
+        self._settling = asyncio.Lock()
 
     @property
     def free(self) -> int:
@@ -101,12 +106,20 @@ class Reservations:
         """
         granted: set[int] = set()
         refused = []
-        for index, port in enumerate(wished):
-            if port not in granted and await self._grant(tunnel, index, port, others):
-                granted.add(port)
-            else:
-                refused.append(port)
+        # One after the other: in the middle of another's settling nobody knows which ports that one keeps.
+        async with self._settling:
+            for index, port in enumerate(wished):
+                await self._rested(port)
+                if port not in granted and await self._grant(tunnel, index, port, others):
+                    granted.add(port)
+                else:
+                    refused.append(port)
         return refused
+
+    async def _rested(self, port: int) -> None:
+        """Wait while a request that is just being made has taken the port, perhaps to pass it over."""
+        while port in self._moving:
+            await self._moved.wait()
 
     async def _grant(self, tunnel: Tunnel, index: int, port: int, others: Iterable[Tunnel]) -> bool:
         """Make ``port`` the tunnel's listener number ``index``; False where it cannot be had."""
@@ -131,7 +144,7 @@ class Reservations:
     async def _take_over(self, port: int, others: Iterable[Tunnel]) -> bool:
         """Take a port from an outbound request that has not settled on it, and give that one another."""
         unsettled = (each for each in others if each.role is Role.CONS and each.state is State.PENDING)
-        holder = next((each for each in unsettled if port in each.ports and not each.busy.locked()), None)
+        holder = next((each for each in unsettled if port in each.ports), None)
         if holder is None or holder.held is None:
             return False
         ports = holder.ports
@@ -158,7 +171,7 @@ class Reservations:
         while True:
             ports = self._pool.take(count, busy, within, first)
             try:
-                await use(ports)
+                await self._use(ports, use)
             except PortsBusy as others:
                 busy.update(others.ports)
                 self._pool.put_back(port for port in ports if port not in busy)
@@ -169,6 +182,15 @@ class Reservations:
                 raise
             else:
                 return
+
+    async def _use(self, ports: list[int], use: Callable[[list[int]], Awaitable[None]]) -> None:
+        self._moving.update(ports)
+        try:
+            await use(ports)
+        finally:
+            self._moving.difference_update(ports)
+            self._moved.set()
+            self._moved = asyncio.Event()
 
     async def _rebind(self, tunnel: Tunnel, ports: list[int]) -> None:
         before = tunnel.binds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ from scistreamd.gate import Gate, Grant, Verb
 from scistreamd.interfaces import Flow
 from scistreamd.keys import TunnelKeys
 from scistreamd.manager import Manager
-from scistreamd.model import Change, Endpoint, Options, Role, Target, Uid
+from scistreamd.model import Answer, Change, Endpoint, Options, Role, Target, Uid
 from scistreamd.network import HostNetwork
 from scistreamd.process import ProcessLauncher
 from scistreamd.runtime import runtime_directory
@@ -31,11 +32,13 @@ class Part:
         self.say: Callable[[str, tuple[str, ...]], None] = lambda tunnel_id, said: None
         self.done: dict[str, Flow] = {}
         self.listened: list[bool] = []
+        self.takes = 0.0
 
     def watch(self, say: Callable[[str, tuple[str, ...]], None]) -> None:
         self.say = say
 
     async def apply(self, flow: Flow) -> tuple[str, ...]:
+        await asyncio.sleep(self.takes)
         self.listened.append(any(taken(each.endpoint.port) for each in flow.binds))
         self.notes.append((self.name, "apply", flow))
         if self.refuses(flow):
@@ -90,6 +93,30 @@ async def gateway() -> AsyncIterator[tuple[Manager, Part, Part, list[tuple[str, 
 async def create(manager: Manager, role: Role = Role.PROD, options: Options | None = None) -> str:
     _, view = await manager.create(Grant(CALLER, Verb.CREATE), role, (TARGET,), options or Options())
     return view.id
+
+
+async def test_wished_ports_change_hands_among_many_at_once() -> None:
+    """Each wishes for what the next one has for now; parts take their time, and a request is just being made."""
+    async with gateway() as (manager, first, _second, _notes):
+        first.takes = 0.02
+        ports = list(SETTINGS.port_range)[:5]
+        uids = [Uid.random() for _ in ports]
+
+        def ask(uid: Uid) -> asyncio.Task[Answer]:
+            return asyncio.create_task(manager.request(Grant(CALLER, Verb.CREATE), uid, Role.CONS, 1, Options()))
+
+        async def greet(uid: Uid, port: int) -> Answer:
+            return await manager.hello(Grant(CALLER, Verb.HELLO), uid, Role.PROD, (Target("localhost", port),))
+
+        asked = [ask(uid) for uid in uids[:4]]
+        await asyncio.sleep(0.2)
+        asked.append(ask(uids[4]))
+        wished = [*ports[1:], ports[0]]
+        await asyncio.gather(*(greet(uid, port) for uid, port in zip(uids, wished, strict=True)))
+        got = [each.port for request in asked for each in (await request).listeners]
+        assert got == wished
+        for uid in uids:
+            await manager.release(Grant(CALLER, Verb.RELEASE), uid, 0)
 
 
 async def test_parts_know_of_a_listener_before_it_is_there_and_until_it_is_gone() -> None:
