@@ -11,6 +11,7 @@ import asyncio
 import enum
 import hashlib
 import ipaddress
+import shlex
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
@@ -34,9 +35,11 @@ _OF_STRANGERS = 0.1
 # What callers do to prove who they are, by the scheme of the challenge.
 _PROOFS = {
     "token": "bring a token of its operator (s2uc --token-file)",
-    "oauth2": "log in (s2uc login)",
     "mtls": "show a client certificate (s2uc --client-cert)",
+    "oauth2": "log in: s2uc login",
 }
+_LOGIN = "s2uc login"
+_LOGIN_OPTIONS = ("scope", "issuer", "client-id", "audience")
 
 
 class Verb(enum.Enum):
@@ -169,9 +172,21 @@ class Gate:
         schemes = {each.challenge.scheme for each in self._authenticators}
         return ", or ".join(proof for scheme, proof in _PROOFS.items() if scheme in schemes)
 
+    def _login_options(self) -> str:
+        """Which login is wanted, as options of `s2uc login`; empty where there is none."""
+        for each in self._authenticators:
+            if each.challenge.scheme == "oauth2":
+                named = dict(each.challenge.parameters)
+                options = ((name, named.get(name.replace("-", "_"))) for name in _LOGIN_OPTIONS)
+                return "".join(f" --{name} {shlex.quote(value)}" for name, value in options if value)
+        return ""
+
     def _unauthenticated(self, message: str, hint: str) -> ScistreamError:
         # Two may ask for the same, as those of one provider do.
         challenges = list(dict.fromkeys(str(each.challenge) for each in self._authenticators))
+        if hint.endswith(_LOGIN):
+            # For people whose client shows nothing but the message.
+            hint = f"{hint}{self._login_options()}"
         return ScistreamError(Code.UNAUTHENTICATED, message, hint, challenges)
 
     def admit(self, caller: Caller, verb: Verb) -> Grant:

@@ -18,12 +18,14 @@ MAX_LIFETIME = 10 * 365 * 24 * 3600
 MAX_LABEL = 64
 
 _CIDR = re.compile(r"[0-9a-fA-F.:]+(/[0-9]{1,3})?", re.ASCII)
-_SECRET = re.compile(r"[0-9a-f-]{16,}", re.ASCII | re.IGNORECASE)
+# What looks like a UID and is none: the ids of clients, scopes and tenants at providers of logins.
+PUBLIC = r"https?://\S+|(?:--(?:scope|issuer|client-id|audience)|\bscope|\bis not for) \S+"
+_SECRET = re.compile(rf"(?P<public>{PUBLIC})|[0-9a-f-]{{16,}}", re.ASCII | re.IGNORECASE)
 
 
 def veiled(text: str) -> str:
     """A message without what may be a UID, or most of one: people put theirs into the wrong field."""
-    return _SECRET.sub("***", text)
+    return _SECRET.sub(lambda found: found["public"] or "***", text)
 
 
 def targets(entries: Sequence[str], name: str, *, empty: bool) -> tuple[Target, ...]:

@@ -50,7 +50,7 @@ def judge(claims: Claims, settings: OAuth2, now: float, certificate: bytes) -> I
     lacking = set(settings.wanted_scope.split()) - _scopes(claims)
     if lacking:
         scopes = " ".join(sorted(lacking))
-        raise refused(f"this token lacks the scope {scopes}", f"log in for it: s2uc login --scope '{scopes}'")
+        raise refused(f"this token lacks the scope {scopes}", "log in for it: s2uc login")
     return _identity(claims, settings)
 
 

@@ -10,15 +10,24 @@ import re
 import sys
 
 from scistreamd.errors import Code, ScistreamError
+from scistreamd.options import PUBLIC
 
-_UID = re.compile(r"\b(?:[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\b", re.ASCII | re.IGNORECASE)
+_UID = re.compile(
+    rf"(?P<public>{PUBLIC})|\b(?:[0-9a-f]{{32}}|[0-9a-f]{{8}}(?:-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}})\b",
+    re.ASCII | re.IGNORECASE,
+)
 _NOTES = {"wanted": True}  # a command line tool has one user
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
 
 
 def harmless(text: str) -> str:
     """Text of another's making, fit for a terminal and a log: no UID, no control character."""
-    return _CONTROL.sub("?", _UID.sub("<uid>", text.replace("\n", " ")))
+    return printable(_UID.sub(lambda found: found["public"] or "<uid>", text))
+
+
+def printable(text: str) -> str:
+    """Text of another's making, on one line and without control characters."""
+    return _CONTROL.sub("?", text.replace("\n", " "))
 
 
 def result(line: str) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from scistreamd import options
 from scistreamd.authenticators import claims
+from scistreamd.cli import output
 from scistreamd.cli.auth import provider
 from scistreamd.cli.auth.attach import _log_in
 from scistreamd.cli.auth.provider import Provider
@@ -103,3 +105,14 @@ def test_a_gateway_writes_no_command_of_its_own_into_a_hint() -> None:
     hint = _log_in(offer, None, again=False).hint
     assert hint == "s2uc login --scope 'a;$(reboot) b' --issuer https://login.example.org --client-id s2uc"
     assert not offers(['oauth2 issuer="https://login.example.org", scope=" a"'])
+
+
+@pytest.mark.parametrize("hide", [options.veiled, output.harmless])
+def test_ids_of_providers_are_not_hidden_as_uids_are(hide: Callable[[str], str]) -> None:
+    for said in (
+        f"the gateway asks for a login: scope {SCOPE} at {GLOBUS}",
+        f"s2uc login --scope {GATEWAY} --issuer https://login.example.org/{GATEWAY}/v2.0 --client-id {GATEWAY}",
+        f"this token is not for {GATEWAY}",
+    ):
+        assert hide(said) == said
+        assert GATEWAY not in hide(f"{said}; {GATEWAY} and https://a.example {GATEWAY}").removeprefix(said)

@@ -109,8 +109,8 @@ async def test_what_the_provider_said_is_remembered_for_a_short_time(oidc: Provi
 
 
 async def test_a_token_ends_when_it_ends_however_long_answers_are_remembered(oidc: Provider, tmp_path: Path) -> None:
-    token = await oidc.robot_token(client="short-robot")
     async with gateway(tmp_path, oauth2(oidc, tmp_path, "cache = 3600", "leeway = 0")) as here:
+        token = await oidc.robot_token(client="short-robot")
         assert (await ask(here, token)).code is KNOWN
         await asyncio.sleep(4)
         assert (await ask(here, token)).code is UNKNOWN

@@ -127,7 +127,7 @@ def _counts(login: Login) -> bool:
 
 
 def _as(login: Login) -> str:
-    return f" as {output.harmless(login.identity)}" if login.identity else ""
+    return f" as {output.printable(login.identity)}" if login.identity else ""
 
 
 def _until(login: Login) -> str:

@@ -53,7 +53,7 @@ def by_device(provider: Provider, login: Login) -> Login:
         )
     started = provider.start_device(login)
     where = started.get("verification_uri_complete") or started["verification_uri"]
-    where, code = output.harmless(str(where)), output.harmless(started["user_code"])
+    where, code = output.printable(str(where)), output.printable(started["user_code"])
     output.result(f"Log in with any device at\n\n{where}\n\nand confirm the code {code}")
     return provider.finish_device(login, started)
 
