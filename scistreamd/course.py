@@ -86,8 +86,8 @@ class Course:
         self.enter(tunnel)
         try:
             launcher = self.planner.launcher_of(tunnel.type)
-            await self._ports.hold(tunnel, launcher, self.planner.address(tunnel), self.told(tunnel))
-            self.books.save(tunnel)
+            address, told = self.planner.address(tunnel), self.told(tunnel)
+            await self._ports.hold(tunnel, launcher, address, told, self.books.save)
         except BaseException:
             await tunnel.undo.aclose()
             raise
@@ -102,9 +102,10 @@ class Course:
         """Let the tunnel be known, with the undo of that and of what it will hold."""
         self._registry.add(tunnel)
         tunnel.undo.callback(self._registry.remove, tunnel)
-        tunnel.undo.callback(self.books.delete, tunnel)
-        # Undone last to first: who may not connect is kept out until nothing listens any more.
+        # Undone last to first: who may not connect is kept out until nothing listens any more; and what the books tell
+        # of and is nowhere is made again, so that they forget it at once.
         tunnel.undo.push_async_callback(self._flows.forget, tunnel)
+        tunnel.undo.callback(self.books.delete, tunnel)
         tunnel.undo.push_async_callback(self._ports.let_go, tunnel)
 
     async def greet(self, uid: Uid, role: Role, entries: tuple[Target, ...]) -> Answer:

@@ -42,8 +42,12 @@ class Reservations:
         """Reserve from another range; what is held outside of it stays held."""
         self._pool.change_range(ports)
 
-    async def hold(self, tunnel: Tunnel, launcher: Launcher, address: IPAddress, told: Told) -> None:
+    async def hold(
+        self, tunnel: Tunnel, launcher: Launcher, address: IPAddress, told: Told, note: Callable[[Tunnel], None]
+    ) -> None:
         """Hold listeners for the tunnel on ``address``; another program's port is passed over.
+
+        ``note`` is called before anything is held, so that a crash leaves nothing that no book tells of.
 
         Ports that its options name come first: they need not be changed at hello then.
 
@@ -54,8 +58,9 @@ class Reservations:
         async def hold(ports: list[int]) -> None:
             binds = tuple(Bind(Endpoint(address, port), udp, tunnel.options.allow_from) for port in ports)
             await self._flows.apply(tunnel, binds=binds)
-            tunnel.held = await launcher.hold(tunnel.id, binds, told)
             tunnel.binds = binds
+            note(tunnel)
+            tunnel.held = await launcher.hold(tunnel.id, binds, told)
             tunnel.reserved = True
 
         busy = await self._in_use(address, udp=udp)

@@ -22,7 +22,7 @@ from scistreamd.identity import Identity
 from scistreamd.interfaces import Bind, EndedMeanwhile, Held, Program, Told
 from scistreamd.keys import TunnelKeys
 from scistreamd.manager import Manager
-from scistreamd.model import Options, Role, State, Uid
+from scistreamd.model import Change, ChangeKind, Options, Role, State, Uid
 from scistreamd.network import HostNetwork
 from scistreamd.process import ProcessHeld, ProcessLauncher
 from scistreamd.records import BadRecord, Record
@@ -129,6 +129,46 @@ async def test_a_running_tunnel_is_adopted_and_ends_as_ever(tmp_path: Path) -> N
         assert os.listdir(tmp_path / "tunnels") == []
         assert os.listdir(here.runtime) == ["lock"]
         assert second.free_ports == len(RANGE)
+
+
+async def test_what_is_held_is_in_the_books_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon that is killed in between leaves no listeners that the next one does not know."""
+    async with host(tmp_path) as here:
+        noted: list[list[str]] = []
+
+        async def hold(tunnel_id: str, binds: Sequence[Bind], told: Told) -> ProcessHeld:
+            noted.append(os.listdir(tmp_path / "tunnels"))
+            raise ScistreamError(Code.FAILED_PRECONDITION, "not to be had")
+
+        manager = await here.daemon()
+        monkeypatch.setattr(here.launcher, "hold", hold)
+        with pytest.raises(ScistreamError, match="not to be had"):
+            await make(manager)
+        assert [len(files) for files in noted] == [1]
+        assert os.listdir(tmp_path / "tunnels") == []
+
+
+async def test_the_next_daemon_goes_on_with_a_drain(tmp_path: Path) -> None:
+    async with host(tmp_path) as here:
+        first = await here.daemon()
+        uid = await make(first, Options(data_server="Stunnel"))  # it lasts as long as the drain may
+        draining = asyncio.create_task(first.end(grant(Verb.RELEASE), uid.id, 600))
+        await asyncio.sleep(0.1)
+        first.hurry()
+        with pytest.raises(ScistreamError, match="ends when it has drained") as caught:
+            await draining
+        assert caught.value.code is Code.UNAVAILABLE
+        await first.close()
+        second = await here.daemon()
+        view = second.view(uid.id)
+        assert 0 < view.expires_usec / 1e6 - time.time() < 600
+        await asyncio.sleep(0)
+        assert second.view(uid.id).state is State.RELEASING
+        told: asyncio.Queue[Change] = asyncio.Queue()
+        second.watch(told.put_nowait)
+        await here.launcher.lasting[uid.id].close()  # the drain is over
+        assert (await asyncio.wait_for(told.get(), 30)).kind is ChangeKind.REMOVED
+        assert os.listdir(tmp_path / "tunnels") == []
 
 
 async def test_after_a_reboot_it_comes_back_the_same(tmp_path: Path) -> None:
