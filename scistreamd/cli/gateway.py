@@ -120,7 +120,7 @@ class Gateway:
         """Ask the user about a gateway that nobody vouches for, and remember the answer."""
         why = failures.of_connection(refusal, self.address, trust).message
         try:
-            channel = await self._connect(known.ask_who())
+            channel = await self._connect(known.ask_who(), introduced=False)
             await _close(channel)
             raise failures.of_break("no certificate in the handshake", self.address, trust)
         except known.Stranger as stranger:
@@ -147,8 +147,9 @@ class Gateway:
         if when := confirm.ending(ends, time.time()):
             self._note(f"the certificate of {self.address} {when}; tell its operator")
 
-    async def _connect(self, context: ssl.SSLContext | None) -> Channel:
-        if context is not None and self._client is not None:
+    async def _connect(self, context: ssl.SSLContext | None, *, introduced: bool = True) -> Channel:
+        """``introduced``: a stranger is shown no client certificate."""
+        if context is not None and self._client is not None and introduced:
             show_certificate(context, *self._client)
         channel = Channel(self.address.host, self.address.port, ssl=context, codec=ProtoCodec())
         try:

@@ -307,11 +307,15 @@ async def test_s2uc_shows_a_token_from_a_file_and_a_client_certificate(tmp_path:
     ways = f'[auth.tokens]\nfile = "{tmp_path / "tokens"}"\n[auth.mtls]\nca = "{ours.file}"\n'
     async with gateway(tmp_path, PORTS + ways) as here:
         made = await token(tmp_path, "create", "robot")
+        (tmp_path / "robot").touch(0o600)
         (tmp_path / "robot").write_text(f"{made}\n")
+        (tmp_path / "open").write_text(f"{made}\n")
+        (tmp_path / "open").chmod(0o644)
         (tmp_path / "two").write_text("one two\n")
         where = ("--s2cs", f"127.0.0.1:{here.ports[0]}", "--server-cert", str(here.certificate))
         for words, status, told in (
             (("--token-file", "robot"), 0, ""),
+            (("--token-file", "open"), 0, "chmod 600 open"),
             (("--client-cert", "d7.pem", "--client-key", "d7.key"), 0, ""),
             (("--client-cert", "both.pem"), 0, ""),
             ((), 16, "hint: bring a token of its operator (s2uc --token-file), or show a client certificate"),

@@ -63,6 +63,9 @@ def asked(host: Host, token: str) -> str:
 def test_the_operator_sees_who_is_served(gateway: Host) -> None:
     gateway.run(["s2ctl", "list"])
     assert all(_REFUSED in each for each in told(gateway))
+    # What users compare with what s2uc shows them.
+    shown = gateway.run(["s2ctl", "cert", "show"]).stdout
+    assert shown.split("sha256: ")[1].strip() in gateway.run(["journalctl", "-u", "scistreamd"]).stdout
     gateway.write(CONFIG, "require_auth = false\n")
     gateway.run(["systemctl", "reload", "scistreamd"])
     assert all(_OPEN in each for each in told(gateway))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shlex
+import stat
 import sys
 import time
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
+from scistreamd.cli import output
 from scistreamd.cli.auth.store import GLOBUS, Login, Store, path_of
 from scistreamd.cli.challenges import Offer, offers
 from scistreamd.cli.confirm import yes
@@ -143,11 +146,14 @@ def _content(name: str) -> str:
     """The token in a file: one printable word."""
     try:
         with Path(name).open(encoding="ascii", errors="replace") as file:
+            mode = os.fstat(file.fileno()).st_mode
             token = file.read(_LONGEST).strip()
     except OSError as error:
         raise ScistreamError(Code.NOT_FOUND, f"cannot read the token from {name}: {error.strerror}") from None
     if not token.isascii() or not token.isprintable() or " " in token or not token:
         raise invalid("token-file", f"{name} does not hold one token", "a line as s2ctl token create prints it")
+    if stat.S_ISREG(mode) and mode & (stat.S_IRGRP | stat.S_IROTH):
+        output.note("s2uc", f"others can read the token in {name}: chmod 600 {name}")
     return token
 
 

@@ -132,6 +132,12 @@ class Provider:
                     interval += 5
                 elif answer.error != "authorization_pending":
                     raise
+            except ScistreamError as problem:
+                if problem.code is not Code.UNAVAILABLE:
+                    raise
+                # RFC 8628, 3.5: go on, and ask less often.
+                output.note("s2uc", f"{problem.message}; asking again")
+                interval *= 2
         raise ScistreamError(Code.DEADLINE_EXCEEDED, "nobody confirmed the code in time", "log in again")
 
     def refresh(self, login: Login) -> Login:
