@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Protocol
 
-from scistreamd.counts import SPANS, Counts, Rates
+from scistreamd.counts import SPANS, Counts, Passed, Rates
 from scistreamd.errors import ScistreamError
 from scistreamd.interfaces import CounterBooks, Passing, Sockets
 from scistreamd.legs import Way
@@ -66,6 +66,7 @@ class Meter:
         self._fd = -1  # what becomes readable when connections have ended; -1: we do not listen
         self._told = ""
         self._unread = ""
+        self._passed = 0.0  # loop time of the last look at ports
         self._lost = False
         self._looked = 0.0  # loop time of the last look, 0: there was none
         self._asked = float("-inf")
@@ -122,6 +123,8 @@ class Meter:
             self._hear()
             if not self._looked or self._loop.time() - self._looked >= _OFTEN:
                 self._look()
+            elif self._tally.carries_udp and self._loop.time() - self._passed >= _SOON:
+                self._pass_by(time.time())  # no end of anything will be told
         if self._problem is not None:
             raise self._problem
         self._arrange()
@@ -148,16 +151,21 @@ class Meter:
         self._note()
 
     def _pass_by(self, now: float) -> None:
+        self._passed = self._loop.time()
+        if passed := self._read():
+            self._tally.pass_by(passed, now)
+
+    def _read(self) -> Passed:
+        """What has passed on ports; nothing, and a warning, where that cannot be seen."""
         if self._passing is None:
-            return
+            return {}
         try:
-            passed = self._passing.read()
+            return self._passing.read()
         except ScistreamError as problem:
             if str(problem) != self._unread:
                 self._unread = str(problem)
                 _log.warning("UDP, and what tunnels carry while scistreamd is not there, is not counted: %s", problem)
-            return
-        self._tally.pass_by(passed, now)
+            return {}
 
     def _hear(self) -> set[int]:
         """Take in the connections that have ended; returns their cookies."""
@@ -257,8 +265,10 @@ class Meter:
             self._know_handle.cancel()
             self._know_handle = None
             self._tally.know(self._metered.ways())
-            if self._books is not None and self._tally.fresh:
-                self._write_in(_WRITE_FRESH)
+            if self._tally.fresh:
+                self._tally.begin(self._read())
+                if self._books is not None:
+                    self._write_in(_WRITE_FRESH)
 
     # Rates
 

@@ -151,11 +151,21 @@ class Tally:
                 self._sums[tunnel].estimated = True
                 self.changed.add(tunnel)
 
+    @property
+    def carries_udp(self) -> bool:
+        """Whether a tunnel does."""
+        return any(sums.way.udp for sums in self._sums.values())
+
+    def begin(self, passed: Passed) -> None:
+        """What had passed on the ports of the `fresh` tunnels before them is not theirs."""
+        for tunnel in self.fresh:
+            sums = self._sums[tunnel]
+            sums.take_passed(_on(passed, sums.way, udp=False), _on(passed, sums.way, udp=True))
+
     def pass_by(self, passed: Passed, now: float) -> None:
         """Take in what has passed on ports, right after `see`: UDP, and what passed while nobody could `see`."""
         for tunnel, sums in self._sums.items():
-            tcp, udp = (_on(passed, sums.way, protocol) for protocol in (False, True))
-            if sums.take_passed(tcp, udp if sums.way.udp else NOTHING):
+            if sums.take_passed(_on(passed, sums.way, udp=False), _on(passed, sums.way, udp=True)):
                 sums.used = now
                 self.changed.add(tunnel)
 
@@ -287,9 +297,11 @@ class Tally:
             self._legs[cookie] = Leg(tunnel, active, 0, counted, retransmits)
 
 
-def _on(passed: Passed, way: Way, udp: bool) -> Totals:
+def _on(passed: Passed, way: Way, *, udp: bool) -> Totals:
     """What has passed on all listeners of a tunnel."""
     found = NOTHING
+    if udp and not way.udp:
+        return found
     for each in way.listeners:
         found = found.plus(passed.get((each.port, udp), NOTHING))
     return found

@@ -2,7 +2,7 @@
 
 For each type, rate, direction and number of connections, one stream of a dozen seconds through both gateways; the
 inbound one, as packaged, holds it to the rate. What counts is what the receiving application got in ten seconds in
-the middle of the stream. `--table` prints the table of docs/PERFORMANCE.md from the file.
+the middle of the stream. `--table` prints the table of docs/configuration.md from the file.
 """
 
 from __future__ import annotations
