@@ -60,6 +60,7 @@ class Course:
         self._hops = hops
         self._early: dict[str, set[asyncio.Event]] = {}
         self._stopping = asyncio.Event()
+        self._drains: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def reconfigure(self, settings: Settings) -> None:
@@ -329,10 +330,12 @@ class Course:
             await self._note_drain(tunnel, held)
             await self._flows.shut(tunnel)  # a socket unit listens on
         steps = asyncio.create_task(held.drain(tunnel.drain)), asyncio.create_task(self._stopping.wait())
+        self._drains[tunnel.id] = steps[0]
         await asyncio.wait(steps, return_when=asyncio.FIRST_COMPLETED)
         for each in steps:
             each.cancel()
         drained, _ = await asyncio.gather(*steps, return_exceptions=True)
+        del self._drains[tunnel.id]
         if isinstance(drained, Exception):
             _log.error("its streams end at once", exc_info=drained, extra={"tunnel": tunnel.id})
         if outlives and self._stopping.is_set():
@@ -341,6 +344,22 @@ class Course:
                 f"scistreamd stops; tunnel {tunnel.id} ends when it has drained",
                 "it need not be released again",
             )
+
+    async def cut_short(self, tunnel: Tunnel) -> bool:
+        """End a tunnel that drains now; False where it does not."""
+        drain = self._drains.get(tunnel.id)
+        if drain is None:
+            return False
+        gone = asyncio.Event()
+        unwatch = self._registry.watch(
+            lambda change: gone.set() if self._registry.get(tunnel.id) is not tunnel else None
+        )
+        try:
+            drain.cancel()
+            await gone.wait()
+        finally:
+            unwatch()
+        return True
 
     async def _note_drain(self, tunnel: Tunnel, held: Held) -> None:
         """Whatever becomes of this daemon, the tunnel is released, and ends in time."""

@@ -312,8 +312,10 @@ class Manager:
         return self._course.planner.launcher_of(tunnel.type).filters_sources or tunnel.type.server.filters_sources
 
     async def _release(self, grant: Grant, tunnel: Tunnel, drain: float) -> None:
-        if tunnel.state is State.RELEASING:
-            raise no_tunnel()
         self._rights.permit(grant, tunnel, Verb.RELEASE)
+        if tunnel.state is State.RELEASING:
+            if drain or not await self._course.cut_short(tunnel):
+                raise no_tunnel()
+            return
         tunnel.drain = drain
         await self._course.shielded(self._course.end(tunnel, f"released by {grant.caller}"))

@@ -194,6 +194,19 @@ async def test_a_port_that_is_asked_for_is_held_from_the_beginning(monkeypatch: 
         await here.release(uid)
 
 
+async def test_a_drain_is_cut_short_by_a_second_release() -> None:
+    async with gateway() as here:
+        uid, _ = await here.manager.create(grant(Verb.CREATE), Role.PROD, (TARGET,), Options(data_server="Stunnel"))
+        draining = asyncio.create_task(here.release(uid, drain=600))
+        await asyncio.sleep(0.1)
+        with pytest.raises(ScistreamError) as caught:
+            await here.release(uid, drain=10)
+        assert caught.value.code is Code.NOT_FOUND
+        await asyncio.wait_for(here.release(uid), 30)
+        here.nothing_is_left()
+        await draining
+
+
 async def test_a_daemon_that_ends_waits_for_no_drain() -> None:
     async with gateway() as here:
         uid = Uid.random()
