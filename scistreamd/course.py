@@ -158,7 +158,10 @@ class Course:
         names = ", ".join(map(str, refused))
         problem = f"local port {names} is not to be had: in use, or outside the range {self.settings.port_range}"
         if tunnel.options.exact_ports:
-            error = ScistreamError(Code.RESOURCE_EXHAUSTED, problem, "ask for another, or let the gateway choose")
+            ours = {port for each in self._registry for port in each.ports}
+            who = await self._ports.who(set(refused) - ours)
+            hint = "ask for another, or let the gateway choose" + (f"; {who}" if who else "")
+            error = ScistreamError(Code.RESOURCE_EXHAUSTED, problem, hint)
             await self.end(tunnel, problem, error)
             raise error
         _log.info("%s; others are taken", problem, extra={"tunnel": tunnel.id})

@@ -70,7 +70,7 @@ class Reservations:
         except ScistreamError as problem:
             if problem.code is not Code.RESOURCE_EXHAUSTED or not busy:
                 raise
-            raise ScistreamError(problem.code, problem.message, f"{problem.hint}; {await self._who(busy)}") from None
+            raise ScistreamError(problem.code, problem.message, f"{problem.hint}; {await self.who(busy)}") from None
 
     async def _in_use(self, address: IPAddress, *, udp: bool) -> set[int]:
         """The free ports of the pool that others have."""
@@ -83,7 +83,8 @@ class Reservations:
             if any(each.takes(address) and (udp or each.protocol == "tcp") for each in sockets.get(port, ()))
         }
 
-    async def _who(self, ports: set[int]) -> str:
+    async def who(self, ports: set[int]) -> str:
+        """Which programs have these ports, for people; the first few, as far as it can be seen."""
         if self._view is None:
             return ""
         sockets = (await self._view.look(programs=True)).by_port()

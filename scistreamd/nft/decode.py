@@ -119,7 +119,7 @@ def _key(element: Attributes, attribute: int) -> bytes:
 
 
 def _element(element: Attributes, key: bytes) -> Element:
-    limits = [element[8]] if 8 in element else entries(element.get(11, b""))
+    limits = [element[7]] if 7 in element else entries(element.get(11, b""))
     value: bytes | Verdict | None = data_of(element[2]) if 2 in element else None
     last = _key(element, 10) if 10 in element else key
     return Element(key, last, value, tuple(part for each in limits for part in expression(table(each), "")))

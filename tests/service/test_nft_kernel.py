@@ -117,5 +117,24 @@ def test_a_nat_chain_without_connection_tracking_runs_for_nobody(arena: Arena) -
     assert {":" in each.source: oracle.word(each) for each in knocks} == {False: "drop", True: "unknown"}
 
 
+_LIMIT_PER_SOURCE = """\
+table ip t0 {
+set seen { type ipv4_addr; flags dynamic; }
+chain base0 {
+type filter hook input priority 0;
+add @seen { ip saddr limit rate over 100000/second } drop
+}
+}"""
+
+
+def test_who_is_known_to_a_limit_per_source_is_held_to_it(arena: Arena) -> None:
+    arena.rules(_LIMIT_PER_SOURCE)
+    knocks = [each for each in arena.knocks() if ":" not in each.source]
+    for _ in range(2):  # the second time the sources are in the set
+        oracle = Oracle(arena)
+        arena.knock(knocks, oracle.word)
+        assert {(each.came, oracle.word(each)) for each in knocks} == {("accept", "accept")}
+
+
 def _rule(outcome: Outcome) -> str:
     return f"{outcome.why} {outcome.by and outcome.by.rule}"
