@@ -45,7 +45,7 @@ _s2ctl() {
         "top") options="-h --help -d --delay -n --count -b --batch --sort --span --no-legend -q --quiet --json -H --host --address" next= ids=;;
         "check") options="-h --help -q --quiet --json --no-pager --no-legend -H --host --address" next= ids=;;
         "test") options="-h --help --uid --security --throughput -q --quiet --json --no-ask-password -H --host --address" next=;;
-        "cert create") options="-h --help --ip --dns --out --key --days --force" next= ids=;;
+        "cert create") options="-h --help --ip --dns --out --key --days --force -q --quiet" next= ids=;;
         "cert show") options="-h --help -q --quiet --json" next= ids= files=1;;
         "token create") options="-h --help --expires --file -q --quiet --json --no-pager" next= ids=;;
         "token list") options="-h --help --file -q --quiet --json --no-pager --no-legend" next= ids=;;

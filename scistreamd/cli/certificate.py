@@ -34,7 +34,8 @@ def create(options: Namespace) -> int:
         names, ips = addresses.own()
     made = selfsigned.make(names, ips, options.days)
     made.write(certificate, key, replace=options.force)
-    _report(certificate, key, made.certificate)
+    if not options.quiet:
+        _report(certificate, key, made.certificate)
     return 0
 
 

@@ -64,6 +64,8 @@ def _create_arguments(parser: Parser) -> None:
         "--days", default=365, type=integer(1, _MAX_DAYS), metavar="N", help="how long it is valid (%(default)s)"
     )
     parser.add_boolean("--force", help="replace what is there")
+    arguments.quiet(parser, "print nothing")
+    arguments.plain(parser)
 
 
 def _show_arguments(parser: Parser) -> None:

@@ -12,6 +12,7 @@ import pytest
 from scistreamd import __version__
 from scistreamd.cli import output, requests, s2ctl, s2uc, uids
 from scistreamd.cli.commands import Command, Tool, main
+from scistreamd.cli.options import Parser
 from scistreamd.model import Uid
 
 COMMANDS = [(tool, command) for tool in (s2uc.TOOL, s2ctl.TOOL) for command in tool.commands]
@@ -29,6 +30,18 @@ def test_every_command_has_help_and_a_function(
     closure = inspect.getclosurevars(command.run).nonlocals
     if closure:
         assert callable(getattr(importlib.import_module(closure["module"]), closure["function"]))
+
+
+CHANGING = {"update", "extend", "release", "cert create", "token revoke"}
+
+
+@pytest.mark.parametrize("command", s2ctl.TOOL.commands, ids=lambda each: each.name)
+def test_s2ctl_takes_the_options_of_systemctl_with_every_command(command: Command) -> None:
+    parser = Parser()
+    command.arguments(parser)
+    known = set(parser._option_string_actions)
+    assert {"-q", "--quiet", "--no-pager", "--no-legend"} <= known
+    assert ("--json" in known) is (command.name not in CHANGING)
 
 
 @pytest.mark.parametrize("name", ["inbound-request", "outbound_request", "prod-req", "check_auth", "release", "hello"])
