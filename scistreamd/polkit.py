@@ -92,6 +92,8 @@ def _denied(caller: Caller, verb: str, own: bool, challenge: bool) -> ScistreamE
     whose = "" if own else " on other people's tunnels"
     if challenge and not caller.interactive:
         hint = "polkit wants an administrator's password: allow interactive authorization, or use sudo"
+        if own and verb != "reload":
+            hint += "; members of the group scistream need none"
     elif own and verb != "reload":
         hint = "members of the group scistream may, or use sudo"
     else:

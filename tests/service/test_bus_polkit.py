@@ -142,7 +142,7 @@ async def test_what_polkit_is_asked(scene: Scene) -> None:
         (NO, False, Verb.CREATE, None, "create: user1000 may not (members of the group scistream may, or use sudo)"),
         (NO, False, Verb.RELEASE, "x", "release: user1000 may not on other people's tunnels (ask an administrator"),
         (NO, False, Verb.RELOAD, None, "reload: user1000 may not (ask an administrator"),
-        (CHALLENGE, False, Verb.CREATE, None, "allow interactive authorization"),
+        (CHALLENGE, False, Verb.CREATE, None, "or use sudo; members of the group scistream need none)"),
         (CHALLENGE, True, Verb.RELOAD, None, "ask an administrator"),
     ],
 )
