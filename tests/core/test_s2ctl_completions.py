@@ -103,7 +103,7 @@ def test_fish(line: str, offered: list[str], gateway: Path) -> None:
 
 
 ZSH = """
-PS1=; fpath=({directory} $fpath); autoload -U compinit; compinit -D; setopt menu_complete no_beep
+PS1=; fpath=({directory} $fpath); autoload -U compinit; compinit -u -D; setopt menu_complete no_beep
 tell() {{ print -r -- $BUFFER >> told; BUFFER= }}
 zle -N tell; bindkey '^G' tell
 print ready >> told
