@@ -258,7 +258,7 @@ class Manager:
         return self._course.settings.idle_timeout
 
     def end_idle(self, used: Callable[[str], float]) -> None:
-        """End the active tunnels without a connection for `idle_timeout`; not those with UDP, which nothing counts.
+        """End the active tunnels without a connection for `idle_timeout`; not those with UDP, which has no connections.
 
         ``used``: when a connection was open last, seconds since the epoch, 0: never.
         """

@@ -64,7 +64,7 @@ _BURST_NS, _SLOW_BURST_NS = 100_000_000, 50_000_000
 _TICK_NS_SHIFT = 6
 # The largest packet of a slow class, too small a part of ten seconds to matter. Larger ones are cut to those of the
 # wire, which count with their headers; that is made good in the rate, as measured, for not all are cut.
-_WHOLE_SECONDS, _LARGEST_PACKET, _CUT_SHARE = 0.16, 65_536, 0.016
+_WHOLE_SECONDS, _LARGEST_PACKET, _CUT_SHARE = 0.16, 65_536, 0.026
 _QUANTUM = 60_000
 # A queue for all that TCP lets the sockets of a tunnel have under way: nothing of it is dropped.
 _QUEUE_PACKETS = 200_000

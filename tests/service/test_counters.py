@@ -228,6 +228,8 @@ async def test_udp_is_counted() -> None:
             grant = made.gate.admit(Caller("test", peer=LOOPBACK, reached=LOOPBACK), Verb.CREATE)
             options = Options(data_server="Nginx", security=Security.NONE)
             target = (Target.parse(str(application.at)),)
+            _, other = await made.manager.create(grant, Role.PROD, target, options)
+            made.meter.all()  # it looks at all connections, and not again for a second
             uid, view = await made.manager.create(grant, Role.PROD, target, options)
             assert view.warnings == ()
             assert await stream(view.listeners[0], 5000) == (5000, 1673)
@@ -240,7 +242,9 @@ async def test_udp_is_counted() -> None:
             exact = 36_401, 33_074
             await until(lambda: payload(made.meter.counts(uid.id)) == exact, lambda: made.meter.counts(uid.id))
             assert not made.meter.counts(uid.id).estimated
-            await made.manager.end(grant, view.id, 0)
+            assert payload(made.meter.counts(other.id)) == (0, 0)
+            for each in (view, other):
+                await made.manager.end(grant, each.id, 0)
             assert run("nft", "list", "ruleset") == ""
 
 
