@@ -123,8 +123,10 @@ class Firewall:
                 hint = self._hint(each)
                 said[each.text(bind.endpoint) + (f" ({hint})" if hint else "")] = None
             elif each.verdict == "unknown":
-                text = each.text(bind.endpoint)
-                if self._mode is FirewallMode.REQUIRE:
+                hint = self._hint(each)
+                text = each.text(bind.endpoint) + (f" ({hint})" if hint else "")
+                # Who asked for more than a look must hear that nothing is certain.
+                if self._mode is not FirewallMode.CHECK:
                     said[text] = None
                 _log.info("%s", text, extra={"tunnel": flow.tunnel_id})
         return tuple(said)

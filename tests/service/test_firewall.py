@@ -98,6 +98,22 @@ def test_require_refuses_with_the_rule_and_the_cure(arena: Arena) -> None:
     within(arena, FirewallMode.REQUIRE, life)
 
 
+@pytest.mark.parametrize("mode", [FirewallMode.CHECK, FirewallMode.REQUIRE, FirewallMode.MANAGE])
+def test_what_cannot_be_told_is_told_to_who_asked_for_more_than_a_look(arena: Arena, mode: FirewallMode) -> None:
+    arena.rules("table inet f {\nchain i {\ntype filter hook input priority 0;\nnumgen random mod 2 0 drop\n}\n}")
+
+    async def life(firewall: Firewall) -> None:
+        said = await firewall.apply(flow())
+        if mode is FirewallMode.CHECK:
+            assert said == ()
+        else:
+            [warning] = said
+            assert "is unknown: " in warning and "`numgen random mod 2 0 drop` in table inet f" in warning
+            assert ("opens firewalld alone, which does not run here" in warning) is (mode is FirewallMode.MANAGE)
+
+    within(arena, mode, life)
+
+
 def test_off_looks_at_nothing(arena: Arena) -> None:
     arena.rules(RULES)
 
