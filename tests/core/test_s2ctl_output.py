@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from argparse import Namespace
+
 import pytest
 
 from scistreamd import names
@@ -104,6 +107,24 @@ def test_moments_sort_as_text() -> None:
 )
 def test_pagers(environment: dict[str, str], words: list[list[str]]) -> None:
     assert list(screen.pagers(environment)) == words
+
+
+@pytest.mark.parametrize(
+    ("environment", "colour", "pager"),
+    [
+        ({"TERM": "xterm"}, True, True),
+        ({"TERM": "xterm", "NO_COLOR": "1"}, False, True),
+        ({"TERM": "dumb"}, False, False),
+        ({}, False, False),
+    ],
+)
+def test_what_a_terminal_is_given(
+    environment: dict[str, str], colour: bool, pager: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    found = Screen.of(Namespace(no_pager=False, json="off"), environment)
+    assert (found.colour, found.pager) == (colour, pager)
+    assert not Screen.of(Namespace(no_pager=True, json="off"), environment).pager
 
 
 @pytest.mark.parametrize(
