@@ -176,8 +176,9 @@ def _reset(when: str) -> _Stop:
     return _Stop(
         Outcome.RESET,
         f"reset: the connection was ended {when}",
-        "something between the gateways, or allow-from of the inbound tunnel, or a data server that has just ended;"
-        " the inbound gateway's `s2ctl logs` of the tunnel tells of those it refused",
+        "something between the gateways, allow-from of the inbound tunnel, security none there with an application"
+        " that hangs up, or a data server that has just ended; the inbound gateway's `s2ctl logs` of the tunnel tells"
+        " of those it refused",
     )
 
 
