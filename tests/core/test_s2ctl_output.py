@@ -171,6 +171,12 @@ def test_errors_of_the_bus(name: str, code: Code) -> None:
     assert error.hint
 
 
+def test_a_daemon_that_ends_is_no_slow_one() -> None:
+    said = "Message recipient disconnected from message bus without replying"
+    error = bus.failure("org.freedesktop.DBus.Error.NoReply", said)
+    assert (error.code, error.message) == (Code.UNAVAILABLE, "scistreamd ended before it answered")
+
+
 @pytest.mark.parametrize(
     ("signal", "event"),
     [

@@ -30,6 +30,7 @@ _HINTED = re.compile(r"(.+?) \(((?:[^()]|\([^()]*\))*)\)", re.DOTALL)
 _ERROR = f"{_BUS}.Error."
 _NO_START = (f"{_ERROR}Spawn.", "org.freedesktop.systemd1.")
 _SILENT = (f"{_ERROR}NoReply", f"{_ERROR}TimedOut", f"{_ERROR}Timeout")
+_LEFT = "disconnected from message bus"  # as dbus-daemon says of a service that goes
 _ASK_ANOTHER = "ask as root, or as a member of the group scistream"
 _ONE_VERSION = "are s2ctl and scistreamd of one version?"
 # Errors of the bus and of the standard interfaces: code, and what to do.
@@ -154,6 +155,10 @@ def failure(name: str, text: str) -> ScistreamError:
     if name.startswith(_NO_START):
         message = f"scistreamd could not be started: {text}"
         return ScistreamError(Code.UNAVAILABLE, message, "systemctl status scistreamd says why")
+    if name in _SILENT and _LEFT in text:
+        return ScistreamError(
+            Code.UNAVAILABLE, "scistreamd ended before it answered", "try again; s2ctl list starts it"
+        )
     if name in _SILENT:
         return _lost(TimeoutError())
     code, hint = _STANDARD.get(name, (Code.INTERNAL, "journalctl -u scistreamd may say more"))
