@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from scistreamd import capacity
 from scistreamd.books import Books
 from scistreamd.config import Settings
+from scistreamd.draining import Drains
 from scistreamd.errors import Code, ScistreamError, invalid
 from scistreamd.flows import Flows
 from scistreamd.gate import Grant, Verb
@@ -59,8 +60,7 @@ class Course:
         self._ports = ports
         self._hops = hops
         self._early: dict[str, set[asyncio.Event]] = {}
-        self._stopping = asyncio.Event()
-        self._drains: dict[str, asyncio.Task[None]] = {}
+        self.drains = Drains(registry, flows)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def reconfigure(self, settings: Settings) -> None:
@@ -323,64 +323,14 @@ class Course:
             tunnel.greeted.set_exception(told or ScistreamError(Code.CANCELLED, f"the tunnel has ended: {why}"))
             tunnel.greeted.exception()  # its req may be gone, and then nobody else looks
         if tunnel.drain and tunnel.held is not None:
-            await self._drain(tunnel, tunnel.held)
+            outlives = self.planner.launcher_of(tunnel.type).outlives
+            await self.drains.drain(tunnel, tunnel.held, self.books.save if outlives else None)
         await tunnel.undo.aclose()
         _log.info("ended: %s", why, extra={"tunnel": tunnel.id})
 
-    async def _drain(self, tunnel: Tunnel, held: Held) -> None:
-        outlives = self.planner.launcher_of(tunnel.type).outlives
-        if outlives:
-            await self._note_drain(tunnel, held)
-            await self._flows.shut(tunnel)  # a socket unit listens on
-        steps = asyncio.create_task(held.drain(tunnel.drain)), asyncio.create_task(self._stopping.wait())
-        self._drains[tunnel.id] = steps[0]
-        await asyncio.wait(steps, return_when=asyncio.FIRST_COMPLETED)
-        for each in steps:
-            each.cancel()
-        drained, _ = await asyncio.gather(*steps, return_exceptions=True)
-        del self._drains[tunnel.id]
-        if isinstance(drained, Exception):
-            _log.error("its streams end at once", exc_info=drained, extra={"tunnel": tunnel.id})
-        if outlives and self._stopping.is_set():
-            raise ScistreamError(
-                Code.UNAVAILABLE,
-                f"scistreamd stops; tunnel {tunnel.id} ends when it has drained",
-                "it need not be released again",
-            )
-
-    async def cut_short(self, tunnel: Tunnel) -> bool:
-        """End a tunnel that drains now; False where it does not."""
-        drain = self._drains.get(tunnel.id)
-        if drain is None:
-            return False
-        gone = asyncio.Event()
-        unwatch = self._registry.watch(
-            lambda change: gone.set() if self._registry.get(tunnel.id) is not tunnel else None
-        )
-        try:
-            drain.cancel()
-            await gone.wait()
-        finally:
-            unwatch()
-        return True
-
-    async def _note_drain(self, tunnel: Tunnel, held: Held) -> None:
-        """Whatever becomes of this daemon, the tunnel is released, and ends in time."""
-        until = time.time() + tunnel.drain
-        tunnel.expires = min(until, tunnel.expires or until)
-        try:
-            await held.limit(max(0.1, tunnel.expires - time.time()))
-            self.books.save(tunnel)
-        except ScistreamError as problem:
-            _log.warning("drains as long as this daemon runs: %s", problem.message, extra={"tunnel": tunnel.id})
-
-    def hurry(self) -> None:
-        """The daemon is about to end: wait for no drain any more."""
-        self._stopping.set()
-
     async def close(self) -> None:
         """End every tunnel that lives with the daemon, and wait for what is under way."""
-        self.hurry()
+        self.drains.hurry()
         mortal = [each for each in self._registry if not self.planner.launcher_of(each.type).outlives]
         await asyncio.gather(*(self.end(tunnel, "the daemon stops") for tunnel in mortal))
         for tunnel in self._registry:

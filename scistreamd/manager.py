@@ -283,7 +283,7 @@ class Manager:
 
     def hurry(self) -> None:
         """The daemon is about to end: wait for no drain any more."""
-        self._course.hurry()
+        self._course.drains.hurry()
 
     async def close(self) -> None:
         """End every tunnel that lives with the daemon, and wait for what is under way."""
@@ -314,7 +314,7 @@ class Manager:
     async def _release(self, grant: Grant, tunnel: Tunnel, drain: float) -> None:
         self._rights.permit(grant, tunnel, Verb.RELEASE)
         if tunnel.state is State.RELEASING:
-            if drain or not await self._course.cut_short(tunnel):
+            if drain or not await self._course.drains.cut_short(tunnel):
                 raise no_tunnel()
             return
         tunnel.drain = drain
