@@ -147,7 +147,7 @@ def _listeners(plan: Plan, places: Places) -> list[str]:
     return [
         _listener(
             index,
-            [f"bind fd@{fd}{_bind_tls(plan, places)}", *_to_answer(plan), *_allow(bind)],
+            [f"bind fd@{fd}{_bind_tls(plan, places)}", *_allow(bind), *_to_answer(plan)],
             plan.targets[index],
             _server_tls(plan, places),
         )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import ipaddress
 import itertools
 import signal
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 import pytest
 
 from scistreamd.dataserver import DATA_SERVERS, parse_type
+from scistreamd.dataserver.haproxy import Haproxy
 from scistreamd.errors import BugError, Code, ScistreamError
 from scistreamd.interfaces import Bind, DataServer, Places, Plan, Tuning
 from scistreamd.model import Endpoint, Role, Security
@@ -89,6 +91,15 @@ def test_idle_streams_outlive_a_week_and_fit_31_bits(server: DataServer, securit
     }
     assert all(line in text for line in wanted[server.name])
     assert 7 * 86400 < 1728000 < 2**31 / 1000
+
+
+def test_haproxy_reads_who_may_connect_before_where_to() -> None:
+    """In the other order it does the same, and warns of it at each start."""
+    wanted = plan(Role.PROD, Security.TLS)
+    few = tuple(replace(each, allow_from=(ipaddress.ip_network("192.0.2.0/24"),)) for each in wanted.listeners)
+    text = Haproxy().render(replace(wanted, listeners=few), PLACES).config["haproxy.cfg"]
+    for listener in text.split("\nlisten ")[1:]:
+        assert 0 < listener.index("tcp-request connection reject") < listener.index("use_backend answer")
 
 
 @pytest.mark.parametrize("server", DATA_SERVERS)
