@@ -145,7 +145,8 @@ def test_a_wrong_configuration_turns_callers_away_and_the_socket_stays(gateway: 
     assert shown(gateway, "ActiveState", "scistreamd.socket") == "active"
     assert "line 1" in gateway.journal("-u", "scistreamd")
     assert "line 1" in shown(gateway, "StatusText")
-    assert (shown(gateway, "ActiveState"), shown(gateway, "NRestarts")) == ("failed", "0")
+    gateway.wait_until(lambda: shown(gateway, "ActiveState") == "failed", "at rest until the next caller")
+    assert shown(gateway, "NRestarts") == "0"
     gateway.write(CONFIG, _OPEN)
     start(gateway)
     assert counted(gateway) == "0 tunnels, 10 ports free"
