@@ -31,6 +31,9 @@ from scistreamd.interfaces import CA_FILE, LEAF_FILE, Bind, LogSays, Places, Pla
 from scistreamd.model import Endpoint, Role, Security
 
 CONFIG = "haproxy.cfg"
+# How long it waits for a first byte, or for the end of the client's direction, before it connects. HAProxy gives up
+# connecting for a client that closes with nothing sent in that time; one that has closed before is served.
+_LISTEN_MS = 20
 
 # One line for a stream that did not end well; %ts is its termination state (configuration.txt 8.5).
 _LOG = (
@@ -162,6 +165,7 @@ def _to_answer(plan: Plan) -> list[str]:
 def _listener(index: int, begins: list[str], targets: tuple[Endpoint, ...], server_tls: str) -> str:
     # A target is tried once: HAProxy waits a second before it tries the same one again.
     lines = [f"listen l{index}", *(f"    {line}" for line in begins), f"    retries {len(targets) - 1}"]
+    lines += [f"    tcp-request inspect-delay {_LISTEN_MS}ms", "    tcp-request content accept if { req.len gt 0 }"]
     for number, target in enumerate(targets):
         # The first address is the best one; the others are for its failures.
         weight = 256 if number == 0 else 1

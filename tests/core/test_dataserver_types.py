@@ -139,9 +139,10 @@ def test_a_path_that_would_need_quoting_is_a_bug(server: DataServer, path: str) 
 def test_haproxy_takes_the_sockets_in_order_and_tries_addresses_in_turn() -> None:
     program = parse_type("haproxy").server.render(plan(Role.CONS, Security.NONE), PLACES)
     listeners = program.config["haproxy.cfg"].partition("listen l0")[2]
+    first_byte = "    tcp-request inspect-delay 20ms\n    tcp-request content accept if { req.len gt 0 }\n"
     assert listeners == (
-        "\n    bind fd@3\n    retries 0\n    server t0 ipv4@198.51.100.1:7000 weight 256\n"
-        "\nlisten l1\n    bind fd@4\n    retries 1\n    server t0 ipv6@2001:db8::1:7001 weight 256\n"
+        f"\n    bind fd@3\n    retries 0\n{first_byte}    server t0 ipv4@198.51.100.1:7000 weight 256\n"
+        f"\nlisten l1\n    bind fd@4\n    retries 1\n{first_byte}    server t0 ipv6@2001:db8::1:7001 weight 256\n"
         "    server t1 ipv4@198.51.100.1:7001 weight 1\n"
     )
     assert (program.reload_signal, program.drain_signal) == (signal.SIGUSR2, signal.SIGUSR1)

@@ -104,12 +104,19 @@ def false_gateways(directory: Path, uid: Uid) -> dict[str, ssl.SSLContext]:
 class Tap:
     """A relay on the hop between the gateways that keeps all that passes."""
 
-    def __init__(self) -> None:
+    def __init__(self, after: float = 0) -> None:
+        """``after``: seconds that a connection waits for its way onward."""
+        self._after = after
+        self._relays: set[asyncio.Task[None]] = set()
         self.upward = b""
         self.downward = b""
 
     async def start(self, scene: Field, onward: Endpoint) -> Endpoint:
         async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            self._relays.add(task)
+            await asyncio.sleep(self._after)
             async with connected(onward) as (inner_reader, inner_writer):
                 tasks = [
                     asyncio.create_task(self._copy(reader, inner_writer, "upward")),
@@ -119,8 +126,12 @@ class Tap:
 
         return await scene.application(relay)
 
+    async def ended(self) -> None:
+        """Return when all connections so far have ended."""
+        await asyncio.gather(*self._relays, return_exceptions=True)
+
     async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: str) -> None:
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(OSError):
             while data := await reader.read(CHUNK):
                 setattr(self, way, getattr(self, way) + data)
                 writer.write(data)

@@ -8,6 +8,7 @@ import dataclasses
 import os
 import socket
 import ssl
+import time
 from pathlib import Path
 from typing import cast
 
@@ -150,6 +151,32 @@ async def test_psk_null_refuses_another_key_and_none(scene: Field, tmp_path: Pat
     anonymous.maximum_version = ssl.TLSVersion.TLSv1_2
     anonymous.set_ciphers("AECDH-NULL-SHA:@SECLEVEL=0")
     assert await refusal(inbound.listeners[0], anonymous)
+
+
+@pytest.mark.parametrize("pair", TLS_PAIRS, ids=str)
+async def test_who_closes_before_sending_anything_is_answered(scene: Field, pair: Pair) -> None:
+    """The way between the gateways is slow, so the client's direction ends before the hop stands."""
+
+    async def application(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert await reader.read() == b""
+        writer.write(MARKER)
+
+    uid = Uid.random()
+    inbound = await scene.gateway(pair.inbound, Role.PROD, await scene.application(application), uid=uid)
+    slow = Tap(after=0.2)
+    hop = await slow.start(scene, inbound.listeners[0])
+    outbound = await scene.gateway(pair.outbound, Role.CONS, hop, uid=uid)
+    [entry] = outbound.listeners
+
+    def closing() -> bytes:
+        with socket.create_connection((str(entry.address), entry.port)) as client:
+            time.sleep(0.002)
+            client.shutdown(socket.SHUT_WR)
+            return b"".join(iter(lambda: client.recv(CHUNK), b""))
+
+    got = [await asyncio.to_thread(closing) for _ in range(4)]
+    await slow.ended()
+    assert got.count(MARKER) >= 3, "one may be late on a busy machine: HAProxy waits for it for a moment only"
 
 
 @pytest.mark.parametrize("kind", TYPES)
