@@ -7,9 +7,10 @@ import time
 from dataclasses import dataclass
 
 from scistreamd import dataserver
-from scistreamd.interfaces import Plan, Store
+from scistreamd.interfaces import Store
 from scistreamd.model import State
 from scistreamd.planning import Planner
+from scistreamd.plans import Plan
 from scistreamd.records import Record
 from scistreamd.tunnel import Tunnel
 

@@ -14,9 +14,10 @@ from scistreamd.bus_api import BusApi, Host
 from scistreamd.bus_messages import Call, CallError, Reply
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.gate import Gate
-from scistreamd.interfaces import Bind, Counters, PortsBusy
+from scistreamd.interfaces import Counters, PortsBusy
 from scistreamd.manager import Manager
 from scistreamd.model import Endpoint, IPAddress
+from scistreamd.plans import Bind
 
 _GRACE = 5.0  # seconds for calls that are under way when the daemon stops
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from scistreamd.control.limits import Limits
-from scistreamd.interfaces import Tuning
 from scistreamd.model import IPAddress, IPNetwork, PortRange, Security
+from scistreamd.plans import Tuning
 from scistreamd.policy import Quotas
 from scistreamd.rules import Rule, Who
 

@@ -21,10 +21,11 @@ from scistreamd.errors import Code, ScistreamError, invalid
 from scistreamd.flows import Flows
 from scistreamd.gate import Grant, Verb
 from scistreamd.hoptests import HopTests
-from scistreamd.interfaces import Held, KeyMaker, Plan, Store, Told
+from scistreamd.interfaces import Held, KeyMaker, Store, Told
 from scistreamd.lifecycle import Event
 from scistreamd.model import Answer, Options, Role, State, Target, Uid
 from scistreamd.planning import Planner
+from scistreamd.plans import Plan
 from scistreamd.registry import Registry, no_tunnel
 from scistreamd.reservations import Reservations
 from scistreamd.rights import Rights

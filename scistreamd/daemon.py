@@ -31,7 +31,6 @@ from scistreamd.gate import Gate
 from scistreamd.interfaces import (
     Authenticator,
     Authority,
-    Bind,
     CounterBooks,
     Counters,
     Launcher,
@@ -47,6 +46,7 @@ from scistreamd.meter import Meter
 from scistreamd.model import Endpoint, IPAddress, State
 from scistreamd.network import HostNetwork, dialable, own_addresses
 from scistreamd.pathtest import PathTest
+from scistreamd.plans import Bind
 from scistreamd.portview import PortView
 from scistreamd.process import ProcessLauncher
 from scistreamd.runtime import runtime_directory

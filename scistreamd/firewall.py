@@ -13,12 +13,13 @@ from typing import TypeVar
 from scistreamd.config import FirewallMode
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.firewalld import Firewalld
-from scistreamd.interfaces import Bind, Flow
+from scistreamd.interfaces import Flow
 from scistreamd.model import Endpoint, IPNetwork, PortRange, Role
 from scistreamd.nft.host import Host
 from scistreamd.nft.judgement import Judgement, judge
 from scistreamd.nft.ruleset import Ruleset
 from scistreamd.nft_dump import RulesetReader
+from scistreamd.plans import Bind
 
 _T = TypeVar("_T")
 _SECONDS_BETWEEN_LOOKS = 10.0

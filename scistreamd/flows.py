@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from scistreamd.errors import Code, ScistreamError
-from scistreamd.interfaces import Bind, Doorkeeper, FirewallJudge, Flow, Traffic
+from scistreamd.interfaces import Doorkeeper, FirewallJudge, Flow, Traffic
 from scistreamd.model import Endpoint
+from scistreamd.plans import Bind
 from scistreamd.tunnel import Tunnel
 
 _log = logging.getLogger("scistreamd.flows")

@@ -18,8 +18,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from scistreamd.dataserver.answer import ANSWER_NAME
 from scistreamd.dataserver.common import CERTIFICATE_NAME
-from scistreamd.interfaces import CA_FILE, LEAF_FILE, PSK_FILE
 from scistreamd.model import Role, Security, Uid
+from scistreamd.plans import CA_FILE, LEAF_FILE, PSK_FILE
 
 INFO = b"scistream tls v1 ca"
 # n of NIST P-256 (FIPS 186-5, SP 800-186): the number of private keys, plus one.

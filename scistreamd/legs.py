@@ -25,7 +25,7 @@ KEPT_ENDS = 64  # ended accepted legs that still may find their other one
 
 @dataclass(frozen=True)
 class Way:
-    """A tunnel as far as its connections go; see `tunnel.Tunnel` and `interfaces.Bind`. ``udp``: that too."""
+    """A tunnel as far as its connections go; see `tunnel.Tunnel` and `plans.Bind`. ``udp``: that too."""
 
     id: str
     role: Role

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from scistreamd.interfaces import Bind
 from scistreamd.model import IPAddress, IPNetwork, PortRange
+from scistreamd.plans import Bind
 
 TCP, UDP = 6, 17
 # Hooks, NF_INET_LOCAL_IN and NF_INET_LOCAL_OUT; priorities as nft(8) names them.

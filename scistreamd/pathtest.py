@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from scistreamd import icmp
 from scistreamd.dataserver.answer import ANSWER_NAME
 from scistreamd.hop import Finding, Outcome
-from scistreamd.interfaces import CA_FILE, LEAF_FILE, KeyMaker
+from scistreamd.interfaces import KeyMaker
 from scistreamd.model import Endpoint, Role, Security, Uid
 from scistreamd.pathrate import NotOurs, Talk
+from scistreamd.plans import CA_FILE, LEAF_FILE
 from scistreamd.pskhello import client_hello, is_server_hello
 
 # X509_V_ERR_HOSTNAME_MISMATCH: the chain is good, the name that answers tests is not in the certificate.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path, PurePosixPath
 
-from scistreamd.interfaces import Places
+from scistreamd.plans import Places
 
 
 def places_below(root: Path) -> Places:

@@ -11,8 +11,9 @@ from scistreamd.config import Settings
 from scistreamd.dataserver import DataServerType
 from scistreamd.errors import Code, ScistreamError, invalid
 from scistreamd.gate import Gate
-from scistreamd.interfaces import Launcher, Tuning
+from scistreamd.interfaces import Launcher
 from scistreamd.model import Caller, IPAddress, Options, Role, Uid
+from scistreamd.plans import Tuning
 from scistreamd.tunnel import Tunnel
 
 

@@ -22,8 +22,9 @@ from pathlib import Path
 from scistreamd import capabilities, programs, sockets
 from scistreamd.child import Child
 from scistreamd.errors import Code, ScistreamError
-from scistreamd.interfaces import Bind, DataServer, Places, Program, Told
+from scistreamd.interfaces import DataServer, Told
 from scistreamd.places import make_places, places_below, write_file
+from scistreamd.plans import Bind, Places, Program
 from scistreamd.readiness import Words
 
 # The range that systemd gives to DynamicUser= units (UIDS-GIDS.md): free of accounts everywhere.

@@ -7,7 +7,7 @@ import contextlib
 from typing import Protocol
 
 from scistreamd.child import Watch
-from scistreamd.interfaces import LogSays, Program, SocketSays
+from scistreamd.plans import LogSays, Program, SocketSays
 
 _ANSWER_SECONDS = 1.0
 

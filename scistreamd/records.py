@@ -8,8 +8,8 @@ from typing import Any
 
 from scistreamd.errors import ScistreamError
 from scistreamd.identity import Identity
-from scistreamd.interfaces import Bind
 from scistreamd.model import Caller, Endpoint, IPAddress, Options, Role, Security, State, Target, Uid
+from scistreamd.plans import Bind
 
 VERSION = 1
 

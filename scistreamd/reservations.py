@@ -9,8 +9,9 @@ from dataclasses import replace
 
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.flows import Flows
-from scistreamd.interfaces import Bind, Launcher, PortsBusy, PortView, Told
+from scistreamd.interfaces import Launcher, PortsBusy, PortView, Told
 from scistreamd.model import Endpoint, IPAddress, PortRange, Role, State
+from scistreamd.plans import Bind
 from scistreamd.ports import Pool
 from scistreamd.tunnel import Tunnel
 

@@ -11,8 +11,9 @@ import struct
 from collections.abc import Sequence
 
 from scistreamd.errors import Code, ScistreamError
-from scistreamd.interfaces import Bind, PortsBusy
+from scistreamd.interfaces import PortsBusy
 from scistreamd.model import Endpoint
+from scistreamd.plans import Bind
 from scistreamd.sourcefilter import TAKES_NOTHING, Instruction, packed, takes_from
 
 _SO_ATTACH_FILTER = 26  # socket(7); Python's socket module has no name for it

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from scistreamd import programs, units
 from scistreamd.errors import Code, ScistreamError
-from scistreamd.interfaces import Bind, Places, PortsBusy, Program, SocketSays, Told
+from scistreamd.interfaces import PortsBusy, Told
 from scistreamd.journal import Journal
 from scistreamd.places import write_file
+from scistreamd.plans import Bind, Places, Program, SocketSays
 from scistreamd.readiness import Words
 from scistreamd.service_watch import STEADY_SECONDS, ServiceWatch
 from scistreamd.systemd_wire import Disconnected, JobError, UnitError

@@ -18,8 +18,9 @@ from pathlib import Path, PurePosixPath
 
 from scistreamd import programs, sockets, units
 from scistreamd.errors import Code, ScistreamError
-from scistreamd.interfaces import Bind, DataServer, EndedMeanwhile, Places, PortsBusy, Program, Told
+from scistreamd.interfaces import DataServer, EndedMeanwhile, PortsBusy, Told
 from scistreamd.places import write_file
+from scistreamd.plans import Bind, Places, Program
 from scistreamd.systemd1 import Systemd1, UnitState
 from scistreamd.systemd_held import SystemdHeld
 from scistreamd.systemd_wire import JobError, UnitError

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from scistreamd import lifecycle
 from scistreamd.dataserver import DataServerType
 from scistreamd.errors import Code, ScistreamError
-from scistreamd.interfaces import Bind, Held
+from scistreamd.interfaces import Held
 from scistreamd.model import Answer, Caller, Endpoint, IPAddress, Options, PortRange, Role, Security, State, Target, Uid
+from scistreamd.plans import Bind
 
 
 @dataclass(eq=False, kw_only=True)

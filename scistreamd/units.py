@@ -21,7 +21,7 @@ from pathlib import PurePath, PurePosixPath
 from typing import Any
 
 from scistreamd.errors import BugError
-from scistreamd.interfaces import Bind, Places, Program
+from scistreamd.plans import Bind, Places, Program
 from scistreamd.unit_properties import ARMOUR, Limits, Property
 
 SLICE = "scistream.slice"

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "scistreamd"
 
 CORE = {
     "", "model", "identity", "rules", "rulefile", "errors", "config",
-    "policy", "throttle", "ports", "lifecycle", "interfaces", "options", "names", "records",
+    "policy", "throttle", "ports", "lifecycle", "interfaces", "plans", "options", "names", "records",
     "units", "unit_properties", "nftrules", "sourcefilter", "netattributes", "shaping", "capacity", "portcheck",
     "counts", "hop", "legs", "sock", "tally",
     "nft", "nft.attributes", "nft.conditions", "nft.decode", "nft.evaluate", "nft.expressions", "nft.facts", "nft.host",

@@ -7,8 +7,8 @@ HTTP/1.1 (RFC 9112), any request with 200 and the header `BODY_HEADER`: how long
 
 from __future__ import annotations
 
-from scistreamd.interfaces import Plan
 from scistreamd.model import Role, Security
+from scistreamd.plans import Plan
 
 # Also in the inbound gateway's certificate: who does not find it there sends no byte, for an application would get it.
 ANSWER_NAME = "test.scistream.invalid"

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from scistreamd.errors import BugError
-from scistreamd.interfaces import FIRST_FD, Bind, Plan
 from scistreamd.model import Role
+from scistreamd.plans import FIRST_FD, Bind, Plan
 
 # Constants, for a stranger who starts a handshake reads them; RFC 6761: `.invalid` is nobody's.
 CERTIFICATE_NAME = {Role.PROD: "prod.scistream.invalid", Role.CONS: "cons.scistream.invalid"}

@@ -27,8 +27,8 @@ from scistreamd.dataserver.common import (
     quoted,
     tcp_sockets,
 )
-from scistreamd.interfaces import CA_FILE, LEAF_FILE, Bind, LogSays, Places, Plan, Program, SocketSays
 from scistreamd.model import Endpoint, Role, Security
+from scistreamd.plans import CA_FILE, LEAF_FILE, Bind, LogSays, Places, Plan, Program, SocketSays
 
 CONFIG = "haproxy.cfg"
 # How long it waits for a first byte, or for the end of the client's direction, before it connects. HAProxy gives up

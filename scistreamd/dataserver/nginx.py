@@ -28,8 +28,8 @@ from scistreamd.dataserver.common import (
     quoted,
     socket_count,
 )
-from scistreamd.interfaces import CA_FILE, FIRST_FD, LEAF_FILE, Bind, LogSays, Places, Plan, Program, SocketSays
 from scistreamd.model import Endpoint, Role, Security
+from scistreamd.plans import CA_FILE, FIRST_FD, LEAF_FILE, Bind, LogSays, Places, Plan, Program, SocketSays
 
 CONFIG = "nginx.conf"
 UDP_IDLE = "10m"

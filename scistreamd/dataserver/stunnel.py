@@ -25,8 +25,8 @@ from scistreamd.dataserver.common import (
     plain,
     tcp_sockets,
 )
-from scistreamd.interfaces import CA_FILE, LEAF_FILE, PSK_FILE, Bind, LogSays, Places, Plan, Program
 from scistreamd.model import Endpoint, Role, Security
+from scistreamd.plans import CA_FILE, LEAF_FILE, PSK_FILE, Bind, LogSays, Places, Plan, Program
 
 CONFIG = "stunnel.conf"
 ANSWER_SCRIPT = "answer.sh"

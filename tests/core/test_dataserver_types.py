@@ -13,8 +13,9 @@ import pytest
 from scistreamd.dataserver import DATA_SERVERS, parse_type
 from scistreamd.dataserver.haproxy import Haproxy
 from scistreamd.errors import BugError, Code, ScistreamError
-from scistreamd.interfaces import Bind, DataServer, Places, Plan, Tuning
+from scistreamd.interfaces import DataServer
 from scistreamd.model import Endpoint, Role, Security
+from scistreamd.plans import Bind, Places, Plan, Tuning
 
 PLACES = Places(*(PurePosixPath("/run/scistreamd/0123456789ab") / name for name in ("config", "secrets", "scratch")))
 DEFAULTS = Tuning()

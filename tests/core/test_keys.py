@@ -14,9 +14,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 
-from scistreamd.interfaces import CA_FILE, LEAF_FILE, PSK_FILE
 from scistreamd.keys import INFO, ORDER, TunnelKeys, ca_certificate, ca_key
 from scistreamd.model import Role, Security, Uid
+from scistreamd.plans import CA_FILE, LEAF_FILE, PSK_FILE
 
 # Frozen: docs/data-servers.md prints the same. UID, private key d, compressed public key (SEC 1).
 VECTORS = [

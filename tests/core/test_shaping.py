@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from scistreamd import capacity, shaping
 from scistreamd.errors import Code, ScistreamError
-from scistreamd.interfaces import Bind, Flow
+from scistreamd.interfaces import Flow
 from scistreamd.model import Endpoint, Role
 from scistreamd.netattributes import attribute, attributes
 from scistreamd.nftrules import Section
+from scistreamd.plans import Bind
 from scistreamd.shaping import Shape
 
 

@@ -15,8 +15,9 @@ import pytest
 from scistreamd import units
 from scistreamd.dataserver import DATA_SERVERS
 from scistreamd.errors import BugError
-from scistreamd.interfaces import Bind, DataServer, LogSays, Places, Plan, Program
+from scistreamd.interfaces import DataServer
 from scistreamd.model import Endpoint, Role, Security
+from scistreamd.plans import Bind, LogSays, Places, Plan, Program
 from scistreamd.unit_properties import Limits
 
 ID = "0123456789ab"

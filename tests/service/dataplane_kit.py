@@ -12,9 +12,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
 from scistreamd.dataserver import DATA_SERVERS, parse_type
-from scistreamd.interfaces import Bind, Held, Plan, PortsBusy, Program, Told, Tuning
+from scistreamd.interfaces import Held, PortsBusy, Told
 from scistreamd.keys import TunnelKeys
 from scistreamd.model import Endpoint, Role, Security, Uid
+from scistreamd.plans import Bind, Plan, Program, Tuning
 from scistreamd.process import ProcessLauncher
 
 TYPES = tuple(server.name for server in DATA_SERVERS)

@@ -8,9 +8,9 @@ import ssl
 from collections.abc import Mapping
 from pathlib import Path
 
-from scistreamd.interfaces import LEAF_FILE
 from scistreamd.keys import TunnelKeys
 from scistreamd.model import Endpoint, Role, Security, Uid
+from scistreamd.plans import LEAF_FILE
 from tests.service.dataplane_kit import CHUNK, Field, Handler, connected
 
 

@@ -16,9 +16,9 @@ import pytest
 
 from scistreamd import sockets
 from scistreamd.errors import Code, ScistreamError
-from scistreamd.interfaces import Bind, Tuning
 from scistreamd.keys import TunnelKeys
 from scistreamd.model import Endpoint, Role, Security, Uid
+from scistreamd.plans import Bind, Tuning
 from tests.service.dataplane_kit import (
     CHUNK,
     TYPES,

@@ -19,12 +19,13 @@ from scistreamd import tally
 from scistreamd.counterbooks import FileCounterBooks
 from scistreamd.daemon import Plugged
 from scistreamd.gate import Verb
-from scistreamd.interfaces import Bind, Flow
+from scistreamd.interfaces import Flow
 from scistreamd.kernel import kernel_traffic
 from scistreamd.legs import Way
 from scistreamd.meter import Meter
 from scistreamd.model import Caller, Change, Endpoint, Options, Role, Security, Target
 from scistreamd.packetcount import PacketCount
+from scistreamd.plans import Bind
 from scistreamd.sock import Sock
 from scistreamd.sockdiag import SockDiag
 from tests.service.counters_kit import LOOPBACK, gateway, pair, payload, peer, settings, stream, until

@@ -13,8 +13,9 @@ from scistreamd import firewall as part
 from scistreamd.config import FirewallMode
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.firewall import Firewall
-from scistreamd.interfaces import Bind, Flow
+from scistreamd.interfaces import Flow
 from scistreamd.model import Endpoint, PortRange, Role
+from scistreamd.plans import Bind
 from tests.service.arena import Arena, is_possible
 
 pytestmark = pytest.mark.skipif(not is_possible(), reason="network namespaces need root")

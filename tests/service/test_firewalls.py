@@ -18,9 +18,10 @@ from scistreamd import host_view, nft_dump
 from scistreamd.config import FirewallMode
 from scistreamd.firewall import Firewall
 from scistreamd.firewalld import Firewalld
-from scistreamd.interfaces import Bind, Flow
+from scistreamd.interfaces import Flow
 from scistreamd.model import Endpoint, IPNetwork, PortRange, Role
 from scistreamd.nft.judgement import Judgement, judge
+from scistreamd.plans import Bind
 from tests.service.arena import HOST4, HOST6, PORT, Arena, Knock, is_possible
 from tests.service.walls import Walls, walls_tree
 from tests.system.trees import Trees, home

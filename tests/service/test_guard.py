@@ -14,13 +14,14 @@ from scistreamd.config import Settings
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.gate import Gate, Grant, Verb
 from scistreamd.guard import Guard
-from scistreamd.interfaces import Bind, Flow, Told, Traffic
+from scistreamd.interfaces import Flow, Told, Traffic
 from scistreamd.kernel import kernel_traffic
 from scistreamd.keys import TunnelKeys
 from scistreamd.manager import Manager
 from scistreamd.model import Caller, Endpoint, IPNetwork, Listen, Options, PortRange, Role, Security, Target
 from scistreamd.network import HostNetwork
 from scistreamd.nfttable import NftTable
+from scistreamd.plans import Bind
 from scistreamd.process import ProcessHeld, ProcessLauncher
 from scistreamd.runtime import runtime_directory
 from tests.service.netns_kit import in_netns, run

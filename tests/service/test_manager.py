@@ -21,7 +21,6 @@ from scistreamd.config import Settings, Times
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.gate import Gate, Grant, Verb
 from scistreamd.identity import Identity
-from scistreamd.interfaces import Bind
 from scistreamd.keys import TunnelKeys
 from scistreamd.manager import Manager
 from scistreamd.model import (
@@ -42,6 +41,7 @@ from scistreamd.model import (
 )
 from scistreamd.network import HostNetwork, dialable, own_addresses
 from scistreamd.planning import Planner
+from scistreamd.plans import Bind
 from scistreamd.policy import Quotas
 from scistreamd.process import ProcessHeld, ProcessLauncher
 from scistreamd.rulefile import join, parse

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator
 import pytest
 
 from scistreamd.errors import Code, ScistreamError
-from scistreamd.interfaces import Bind
 from scistreamd.model import Endpoint
 from scistreamd.nftrules import (
     FILTER,
@@ -40,6 +39,7 @@ from scistreamd.nftrules import (
     towards,
 )
 from scistreamd.nfttable import NftTable
+from scistreamd.plans import Bind
 from tests.service.netns_kit import in_netns, run
 
 V4 = Bind(Endpoint(ipaddress.ip_address("127.0.0.1"), 5100), udp=True)

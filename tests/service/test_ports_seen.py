@@ -9,8 +9,9 @@ import socket
 from dataclasses import replace
 from pathlib import Path
 
-from scistreamd.interfaces import Bind, PortsBusy
+from scistreamd.interfaces import PortsBusy
 from scistreamd.model import Endpoint, PortRange
+from scistreamd.plans import Bind
 from scistreamd.portcheck import Look, Socket, absent, findings, numbers, overlap, runs
 from scistreamd.portview import PortView
 from scistreamd.sockets import hold

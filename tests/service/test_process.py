@@ -19,8 +19,9 @@ import pytest
 from scistreamd import programs
 from scistreamd.dataserver import DATA_SERVERS
 from scistreamd.errors import Code, ScistreamError
-from scistreamd.interfaces import Bind, LogSays, PortsBusy, Program, Told
+from scistreamd.interfaces import PortsBusy, Told
 from scistreamd.model import Endpoint
+from scistreamd.plans import Bind, LogSays, Program
 from scistreamd.process import ProcessLauncher
 
 LOOPBACK = ipaddress.ip_address("127.0.0.1")

@@ -17,13 +17,14 @@ import pytest
 from scistreamd.config import Settings
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.gate import Gate, Grant, Verb
-from scistreamd.interfaces import Bind, Flow, Traffic
+from scistreamd.interfaces import Flow, Traffic
 from scistreamd.kernel import kernel_traffic
 from scistreamd.keys import TunnelKeys
 from scistreamd.manager import Manager
 from scistreamd.model import Caller, Endpoint, Options, PortRange, Role, Security, Target, TunnelView
 from scistreamd.network import HostNetwork
 from scistreamd.nfttable import NftTable
+from scistreamd.plans import Bind
 from scistreamd.process import ProcessLauncher
 from scistreamd.rates import Rates
 from scistreamd.rulefile import join, parse

@@ -19,11 +19,12 @@ import pytest
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.gate import Gate, Verb
 from scistreamd.identity import Identity
-from scistreamd.interfaces import Bind, EndedMeanwhile, Held, Program, Told
+from scistreamd.interfaces import EndedMeanwhile, Held, Told
 from scistreamd.keys import TunnelKeys
 from scistreamd.manager import Manager
 from scistreamd.model import Change, ChangeKind, Options, Role, State, Uid
 from scistreamd.network import HostNetwork
+from scistreamd.plans import Bind, Program
 from scistreamd.process import ProcessHeld, ProcessLauncher
 from scistreamd.records import BadRecord, Record
 from scistreamd.runtime import runtime_directory

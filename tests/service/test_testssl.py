@@ -20,9 +20,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from scistreamd.control.tls import server_context
-from scistreamd.interfaces import CA_FILE, LEAF_FILE
 from scistreamd.keys import TunnelKeys
 from scistreamd.model import Role, Security, Uid
+from scistreamd.plans import CA_FILE, LEAF_FILE
 from scistreamd.process import ProcessLauncher
 from tests.service.control_kit import bound, control_port
 from tests.service.dataplane_kit import TYPES, Field, echo, field

@@ -21,8 +21,8 @@ from scistreamd.config import Settings
 from scistreamd.control import scistream_v2_pb2 as pb
 from scistreamd.daemon import Gateway, Plugged
 from scistreamd.identity import Challenge, Credentials, Identity
-from scistreamd.interfaces import Bind
 from scistreamd.model import Endpoint, PortRange, Uid
+from scistreamd.plans import Bind
 from scistreamd.rulefile import join, parse, parse_some
 from scistreamd.runtime import runtime_directory
 from scistreamd.sockets import hold

@@ -19,9 +19,10 @@ from pathlib import Path
 
 from scistreamd import dataserver
 from scistreamd.errors import Code, ScistreamError
-from scistreamd.interfaces import Bind, EndedMeanwhile, Plan, PortsBusy, Program, Told
+from scistreamd.interfaces import EndedMeanwhile, PortsBusy, Told
 from scistreamd.keys import TunnelKeys
 from scistreamd.model import Endpoint, Role, Security, Uid
+from scistreamd.plans import Bind, Plan, Program
 from scistreamd.sockets import Keep
 from scistreamd.systemd1 import Systemd1
 from scistreamd.systemd_held import SystemdHeld
