@@ -7,7 +7,7 @@ Registers are counted in words of 32 bits, as the kernel keeps them: word 0 is t
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -403,10 +403,18 @@ class Table:
             version: frozenset(
                 name
                 for name, chain in self.chains.items()
-                if any(_tracks(each, version) for rule in chain.rules for each in rule.expressions)
+                if any(_tracks(each, version) for rule in chain.rules for each in _every(rule.expressions))
             )
             for version in _NAT_FAMILIES
         }
+
+    @cached_property
+    def _asked(self) -> frozenset[str]:
+        """The sets that something may depend on; into the others packets are only counted."""
+        every = [each for chain in self.chains.values() for rule in chain.rules for each in _every(rule.expressions)]
+        looked_up = {each.set for each in every if isinstance(each, Lookup)}
+        limiting = {each.set for each in every if isinstance(each, Remember) and not _only_passed(each.parts)}
+        return frozenset(looked_up | limiting)
 
     def _passes_all(self, chain: Chain, above: frozenset[str]) -> bool:
         return chain.policy == "accept" and all(
@@ -416,6 +424,8 @@ class Table:
     def _lets_pass(self, each: Expression, above: frozenset[str]) -> bool:
         if isinstance(each, Lookup):
             return each.target != VERDICT_WORD
+        if isinstance(each, Remember):
+            return each.set not in self._asked
         if not isinstance(each, Decide):
             return isinstance(each, _HARMLESS)
         if each.verdict.kind not in ("jump", "goto"):
@@ -424,17 +434,26 @@ class Table:
         return below is not None and below.name not in above and self._passes_all(below, above)
 
 
+def _every(expressions: Iterable[Expression]) -> Iterator[Expression]:
+    """With those that they are made of."""
+    for each in expressions:
+        yield each
+        if isinstance(each, Test | Remember):
+            yield from _every(each.all if isinstance(each, Test) else each.parts)
+
+
 # What changes neither the packet, nor its way, nor a set. Test holds conditions alone.
 _HARMLESS = (Load, Immediate, Bitwise, Byteorder, Compare, Among, Passed, Limited, Test, Maybe)
+
+
+def _only_passed(expressions: Iterable[Expression]) -> bool:
+    return all(isinstance(each, Passed) for each in expressions)
 
 
 def _tracks(each: Expression, version: int) -> bool:
     if isinstance(each, Nat):
         return each.is_of(version)
-    if isinstance(each, SetCt) or (isinstance(each, Load) and isinstance(each.source, Ct)):
-        return True
-    parts = each.all if isinstance(each, Test) else each.parts if isinstance(each, Remember) else ()
-    return any(_tracks(part, version) for part in parts)
+    return isinstance(each, SetCt) or (isinstance(each, Load) and isinstance(each.source, Ct))
 
 
 @dataclass(frozen=True)
