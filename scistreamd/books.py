@@ -71,7 +71,7 @@ class Books:
             tunnel.binds,
             tunnel.addresses,
             generation,
-            self.planner.tuning(tunnel.options),
+            self.planner.tuning(tunnel.options, tunnel.rate),
         )
 
 

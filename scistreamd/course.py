@@ -268,12 +268,21 @@ class Course:
             tunnel.options = replace(tunnel.options, rate=rate)
             try:
                 await self._flows.apply(tunnel)
+                await self._tune(tunnel, before[0])
                 self.books.save(tunnel)
             except BaseException:
                 tunnel.rate, tunnel.options = before
+                await self._flows.apply(tunnel)
+                await self._tune(tunnel, rate)
                 raise
         self._registry.changed(tunnel)
         _log.info("its rate is %s", f"{rate} kB/s" if rate else "not limited", extra={"tunnel": tunnel.id})
+
+    async def _tune(self, tunnel: Tunnel, before: int) -> None:
+        """Have a data server that runs take, for new streams, what else depends on the rate, which was ``before``."""
+        tuning = [self.planner.tuning(tunnel.options, rate) for rate in (before, tunnel.rate)]
+        if tuning[0] != tuning[1] and tunnel.state is State.ACTIVE:
+            await self.run(tunnel, tunnel.holding, self.books.plan(tunnel, tunnel.generation + 1))
 
     def _reserve_rate(self, tunnel: Tunnel, rate: int) -> None:
         """Give the tunnel this rate in kB/s in place of the one that it has, where the capacity has so much."""

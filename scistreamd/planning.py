@@ -16,6 +16,10 @@ from scistreamd.model import Caller, IPAddress, Options, Role, Uid
 from scistreamd.plans import Tuning
 from scistreamd.tunnel import Tunnel
 
+# A receiver gets a TLS record whole or not at all: at such a rate, in kB/s, some 16 KiB are much of some seconds.
+_SLOW = 1000
+_SMALL_RECORD = 4096
+
 
 @dataclass(frozen=True)
 class Planner:
@@ -58,10 +62,11 @@ class Planner:
         tunnel.own_warnings += tuple(filter(None, (uid.warning, launcher.lacking(kind.server), _mortal(kind))))
         return tunnel
 
-    def tuning(self, options: Options) -> Tuning:
-        """The settings of the data plane, within what policy leaves the tunnel."""
+    def tuning(self, options: Options, rate: int) -> Tuning:
+        """The settings of the data plane, within what policy leaves the tunnel, for its rate in kB/s (0: none)."""
         tuning = self.settings.tuning
-        return replace(tuning, connections=min(options.connections or tuning.connections, tuning.connections))
+        connections = min(options.connections or tuning.connections, tuning.connections)
+        return replace(tuning, connections=connections, record_bytes=_SMALL_RECORD if 0 < rate <= _SLOW else 0)
 
     def rate(self, options: Options) -> int:
         """The rate of a tunnel in kB/s: as asked for, or as the operator configured; 0: no limit."""

@@ -45,7 +45,10 @@ class Places:
 
 @dataclass(frozen=True)
 class Tuning:
-    """Settings of the data plane, from the configuration; ../docs/data-servers.md says why these."""
+    """Settings of the data plane, from the configuration; ../docs/data-servers.md says why these.
+
+    ``record_bytes``: what a TLS record holds at most, 0: what TLS allows (16 KiB).
+    """
 
     threads: int = 1
     buffer_bytes: int = 65536
@@ -53,6 +56,7 @@ class Tuning:
     connect_seconds: int = 10
     connections: int = 4096
     keepalive_idle_seconds: int = 60
+    record_bytes: int = 0
 
 
 @dataclass(frozen=True)

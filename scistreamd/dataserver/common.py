@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from scistreamd.errors import BugError
-from scistreamd.model import Role
+from scistreamd.model import Role, Security
 from scistreamd.plans import FIRST_FD, Bind, Plan
 
 # Constants, for a stranger who starts a handshake reads them; RFC 6761: `.invalid` is nobody's.
@@ -27,6 +27,15 @@ READY_SOCKET = "ready.sock"
 
 # Neither a quote nor an expansion of any of the three configuration languages.
 _PLAIN_PATH = re.compile(r"/[A-Za-z0-9/ ._+:=@,~-]*", re.ASCII)
+
+
+def buffer_bytes(plan: Plan) -> int:
+    """How large a buffer is: of HAProxy and nginx it makes a TLS record each time that it is sent.
+
+    HAProxy 2.6 keeps to tune.ssl.maxrecord at the beginning of a stream alone. Without TLS it is a datagram of nginx's.
+    """
+    small = plan.tuning.record_bytes if plan.security is Security.TLS else 0
+    return small or plan.tuning.buffer_bytes
 
 
 def quoted(path: PurePosixPath) -> str:

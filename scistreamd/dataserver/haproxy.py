@@ -24,6 +24,7 @@ from scistreamd.dataserver.common import (
     KEEPALIVE_INTERVAL_SECONDS,
     KEEPALIVE_PROBES,
     READY_SOCKET,
+    buffer_bytes,
     quoted,
     tcp_sockets,
 )
@@ -88,7 +89,7 @@ def _global(plan: Plan) -> str:
     nbthread {plan.tuning.threads}
     maxconn {plan.tuning.connections}
     no strict-limits
-    tune.bufsize {plan.tuning.buffer_bytes}
+    tune.bufsize {buffer_bytes(plan)}
     tune.ssl.cachesize 0
     httpclient.ssl.verify none
     expose-experimental-directives
@@ -130,7 +131,7 @@ def _answer(plan: Plan, places: Places) -> list[str]:
         return []
     # A quoted word may not begin in the middle of one that has a prefix: the prefix is inside.
     socket = quoted(places.scratch / ANSWER_SOCKET).replace('"', '"unix@', 1)
-    body = plan.tuning.buffer_bytes // 2
+    body = buffer_bytes(plan) // 2
     text = f"""frontend answers
     mode http
     bind {socket} mode 600

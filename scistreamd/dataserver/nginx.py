@@ -25,6 +25,7 @@ from scistreamd.dataserver.common import (
     KEEPALIVE_INTERVAL_SECONDS,
     KEEPALIVE_PROBES,
     READY_SOCKET,
+    buffer_bytes,
     quoted,
     socket_count,
 )
@@ -96,7 +97,7 @@ def _stream(plan: Plan, places: Places) -> str:
         servers = f"    upstream answer {{\n        server {_unix(places, ANSWER_SOCKET)};\n    }}\n" + servers
     return f"""
 stream {{
-    proxy_buffer_size {tuning.buffer_bytes};
+    proxy_buffer_size {buffer_bytes(plan)};
     proxy_timeout {IDLE_DAYS}d;
     proxy_half_close on;
     proxy_connect_timeout {tuning.connect_seconds}s;

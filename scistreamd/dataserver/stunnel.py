@@ -34,6 +34,8 @@ ANSWER_SCRIPT = "answer.sh"
 _SCRIPT_VARIABLE = "SCISTREAM_ANSWER"
 # Read by the library: Stunnel itself knows no limit but that of its open files.
 _CONNECTIONS_VARIABLE = "SCISTREAM_CONNECTIONS"
+# As well: what is given to SSL_write at once is a record.
+_RECORD_VARIABLE = "SCISTREAM_RECORD"
 # SHA-1 first: about 1.4 times the throughput of SHA-384, which a 1.2 peer would prefer; HMAC-SHA-1 is not broken.
 PSK_CIPHERS = "ECDHE-PSK-NULL-SHA:ECDHE-PSK-NULL-SHA256:ECDHE-PSK-NULL-SHA384:aPSK+eNULL"
 
@@ -71,7 +73,8 @@ class Stunnel:
 
 def _environment(plan: Plan, places: Places) -> dict[str, str]:
     script = {_SCRIPT_VARIABLE: str(places.config / ANSWER_SCRIPT)} if answers(plan) else {}
-    return {_CONNECTIONS_VARIABLE: str(plan.tuning.connections), **script}
+    record = {_RECORD_VARIABLE: str(plan.tuning.record_bytes)} if plan.tuning.record_bytes else {}
+    return {_CONNECTIONS_VARIABLE: str(plan.tuning.connections), **record, **script}
 
 
 def _name(plan: Plan, index: int) -> str:

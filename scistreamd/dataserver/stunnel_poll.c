@@ -11,8 +11,12 @@
  *
  * And accept4(2) and close(2), for a limit of connections at a time, which Stunnel has no option for: with as many open
  * as SCISTREAM_CONNECTIONS says, one more is closed at once. Stunnel takes ECONNABORTED for a client that went away.
+ *
+ * And SSL_write(3ssl), which makes a record of what it is given: no more than SCISTREAM_RECORD bytes at a time. Stunnel
+ * has OpenSSL write in parts anyway (SSL_MODE_ENABLE_PARTIAL_WRITE, SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER).
  */
 #define _GNU_SOURCE
+#include <dlfcn.h>
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
@@ -30,11 +34,26 @@ static atomic_long connections;
 static atomic_bool is_connection[MOST_FILES];
 
 /* 0: no limit. */
-static long limit(void)
+static long number_of(const char *variable)
 {
-    const char *text = getenv("SCISTREAM_CONNECTIONS");
+    const char *text = getenv(variable);
 
     return text ? atol(text) : 0;
+}
+
+static long limit(void)
+{
+    return number_of("SCISTREAM_CONNECTIONS");
+}
+
+int SSL_write(void *ssl, const void *data, int size)
+{
+    static _Atomic(int (*)(void *, const void *, int)) next;
+    const long most = number_of("SCISTREAM_RECORD");
+
+    if (!atomic_load(&next))
+        atomic_store(&next, (int (*)(void *, const void *, int))dlsym(RTLD_NEXT, "SSL_write"));
+    return atomic_load(&next)(ssl, data, most > 0 && size > most ? (int)most : size);
 }
 
 int accept4(int listener, struct sockaddr *address, socklen_t *length, int flags)

@@ -156,3 +156,14 @@ class Tap:
                 version = int.from_bytes(hello[at + 4 : at + 6], "big")
             at += 4 + length
         return version, suite
+
+
+def records(stream: bytes) -> list[int]:
+    """The lengths of the TLS records of application data in one direction of a connection (RFC 8446 5.1)."""
+    found, at = [], 0
+    while at + 5 <= len(stream):
+        length = int.from_bytes(stream[at + 3 : at + 5], "big")
+        if stream[at] == 23:
+            found.append(length)
+        at += 5 + length
+    return found

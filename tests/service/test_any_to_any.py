@@ -21,6 +21,7 @@ from scistreamd.model import Endpoint, Role, Security, Uid
 from scistreamd.plans import Bind, Tuning
 from tests.service.dataplane_kit import (
     CHUNK,
+    MIB,
     TYPES,
     Field,
     Handler,
@@ -33,7 +34,7 @@ from tests.service.dataplane_kit import (
     pairs,
     poured,
 )
-from tests.service.dataplane_strangers import FalseGateway, Tap, context, false_gateways, refusal, strangers
+from tests.service.dataplane_strangers import FalseGateway, Tap, context, false_gateways, records, refusal, strangers
 
 TLS_PAIRS = list(pairs(Security.TLS))
 ALL_PAIRS = list(pairs(*Security))
@@ -136,6 +137,25 @@ async def test_what_a_tap_on_the_hop_sees(scene: Field, pair: Pair) -> None:
     elif pair.security is Security.PSK_NULL:
         assert tap.agreed() == (TLS_1_2, ECDHE_PSK_WITH_NULL_SHA)
     assert not any(secret in tap.upward + tap.downward for secret in (uid.bytes, uid.reveal().encode()))
+
+
+@pytest.mark.parametrize("kind", TYPES)
+async def test_records_are_as_small_as_a_slow_tunnel_needs_them(scene: Field, kind: str) -> None:
+    for asked, most in ((0, 16384), (4096, 4096)):
+        uid, tap, tuning = Uid.random(), Tap(), Tuning(record_bytes=asked)
+        inbound = await scene.gateway(kind, Role.PROD, await scene.application(echo), uid=uid, tuning=tuning)
+        hop = await tap.start(scene, inbound.listeners[0])
+        outbound = await scene.gateway(kind, Role.CONS, hop, uid=uid, tuning=tuning)
+        async with connected(outbound.listeners[0]) as (reader, writer):
+            sending = asyncio.create_task(poured(writer, 2))
+            got = 0
+            while got < 2 * MIB:
+                got += len(await reader.read(CHUNK))
+            sent = await sending
+        assert sent[0] == got == 2 * MIB
+        for way in (tap.upward, tap.downward):
+            # Of application data; TLS 1.3 adds the kind and a tag of 16 bytes (RFC 8446 5.2).
+            assert most / 2 < max(records(way)) - 17 <= most
 
 
 async def test_psk_null_refuses_another_key_and_none(scene: Field, tmp_path: Path) -> None:
