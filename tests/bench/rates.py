@@ -83,23 +83,38 @@ class Measurement:
 
     def __init__(self, field: Field) -> None:
         self._field = field
-        self._tunnels = {kind: self._tunnel(kind, _PORT + number) for number, kind in enumerate(TYPES)}
+        self._tunnels: dict[str, _Tunnel] = {}
         for name in ("producer", "consumer"):
             field.lab[name].write(_SCRIPT, (Path(__file__).parent / "rate_end.py").read_text())
 
-    def _tunnel(self, kind: str, target: int) -> _Tunnel:
-        inbound, _, port = self._field.tunnel(kind)
+    def _renew(self, rate: int) -> None:
+        """Tunnels that are made with the rate, which not every data server takes in all that follows later."""
+        self.end()
+        made = {kind: self._tunnel(kind, _PORT + number, rate) for number, kind in enumerate(TYPES)}
+        self._tunnels = made
+
+    def end(self) -> None:
+        """Release all of them."""
+        for host in (self._field.near, self._field.far):
+            host.run(["s2ctl", "release", "--all", "-q"])
+
+    def _tunnel(self, kind: str, target: int, rate: int) -> _Tunnel:
+        inbound, _, port = self._field.tunnel(kind, near=["--rate", str(rate)] if rate else [])
         self._field.near.run(["s2ctl", "update", "-q", inbound, f"{PRODUCER}:{target}"])
         return _Tunnel(inbound, port, target)
 
-    def all(self) -> Iterable[Result]:
-        """Rate by rate; then each type without a rate, and at once with a share of what that was."""
+    def all(self, rates: Sequence[int]) -> Iterable[Result]:
+        """Rate by rate; 0: each type without a rate, and at once with a share of what that was."""
         ways = [(direction, count) for direction in ("forth", "back") for count in _CONNECTIONS]
-        for rate in _RATES:
+        for rate in filter(None, rates):
+            self._renew(rate)
             for direction, count in ways:
                 streams = [Stream(kind, rate, direction, count) for kind in TYPES]
                 with ThreadPoolExecutor(len(TYPES) if rate <= _TOGETHER else 1) as pool:
                     yield from pool.map(self.one, streams)
+        if 0 not in rates:
+            return
+        self._renew(0)
         for direction, count in ways:
             for kind in TYPES:
                 free = self.one(Stream(kind, 0, direction, count))
@@ -130,7 +145,7 @@ def load(path: Path) -> list[Result]:
 
 
 def table(results: Sequence[Result]) -> str:
-    """As Markdown: by how much each stream missed its rate."""
+    """As Markdown: by how much each stream missed its rate, when it was measured last."""
     rows = ["| rate asked, kB/s | connections | " + " | ".join(f"{kind} forth, back" for kind in TYPES) + " |"]
     rows.append("|---" * (2 + len(TYPES)) + "|")
     rated = [each for each in results if each.stream.rate]
@@ -142,15 +157,15 @@ def table(results: Sequence[Result]) -> str:
 
 
 def _cell(results: Sequence[Result], kind: str, of_unlimited: bool, rate: int, count: int) -> str:
-    shown = []
+    shown: dict[str, str] = {}
     for direction in ("forth", "back"):
         for each in results:
             stream = each.stream
             same = (stream.type, stream.direction, stream.connections) == (kind, direction, count)
             if same and stream.of_unlimited is of_unlimited and (of_unlimited or stream.rate == rate):
                 asked = f" of {stream.rate}" if of_unlimited else ""
-                shown.append(f"{100 * (each.rate / stream.rate - 1):+.1f} %{asked}")
-    return ", ".join(shown)
+                shown[direction] = f"{100 * (each.rate / stream.rate - 1):+.1f} %{asked}"
+    return ", ".join(shown.values())
 
 
 def main() -> None:
@@ -158,16 +173,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.rates", description=__doc__)
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--file", type=Path, default=FILE)
+    parser.add_argument("--rates", type=int, nargs="+", default=[*_RATES, 0], help="0: a share of what is reached")
+    parser.add_argument("--add", action="store_true", help="to what the file has, of which a table shows the last")
     options = parser.parse_args()
     if options.table:
         print(table(load(options.file)))
         return
-    with Lab.start(f"rates-{os.getpid()}", say=print) as lab, field_of(lab) as field, options.file.open("w") as file:
-        for result in Measurement(field).all():
+    mode = "a" if options.add else "w"
+    with Lab.start(f"rates-{os.getpid()}", say=print) as lab, field_of(lab) as field, options.file.open(mode) as file:
+        measurement = Measurement(field)
+        for result in measurement.all(options.rates):
             print(json.dumps(asdict(result)), file=file, flush=True)
             print(time.strftime("%X"), result.stream, f"{result.rate:.0f} kB/s", file=sys.stderr, flush=True)
-        for host in (field.near, field.far):
-            host.run(["s2ctl", "release", "--all", "-q"])
+        measurement.end()
 
 
 if __name__ == "__main__":

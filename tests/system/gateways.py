@@ -99,10 +99,10 @@ class Field:
         """The outbound gateway."""
         return self.lab["consumers2"]
 
-    def tunnel(self, kind: str, *words: str) -> tuple[str, str, int]:
-        """A tunnel through both gateways; ids, and the port that clients dial."""
+    def tunnel(self, kind: str, *words: str, near: Sequence[str] = ()) -> tuple[str, str, int]:
+        """A tunnel through both gateways; ids, and the port that clients dial. ``near``: words for the inbound one."""
         uid = f"/vagrant/uid-{kind}"
-        ask = ["s2ctl", "inbound", "-q", "--type", kind, "--uid-file", uid, "--listen", INBOUND_ADDRESS, *words]
+        ask = ["s2ctl", "inbound", "-q", "--type", kind, "--uid-file", uid, "--listen", INBOUND_ADDRESS, *words, *near]
         inbound = self.near.run([*ask, f"{PRODUCER}:{APPLICATION}"]).stdout.strip()
         [listener] = one(self.near, inbound)["listeners"]
         ask = ["s2ctl", "outbound", "-q", "--type", kind, "--listen", OUTBOUND_ADDRESS, *words, f"@{uid}", listener]
