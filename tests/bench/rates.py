@@ -103,9 +103,9 @@ class Measurement:
         self._field.near.run(["s2ctl", "update", "-q", inbound, f"{PRODUCER}:{target}"])
         return _Tunnel(inbound, port, target)
 
-    def all(self, rates: Sequence[int]) -> Iterable[Result]:
+    def all(self, rates: Sequence[int], connections: Sequence[int]) -> Iterable[Result]:
         """Rate by rate; 0: each type without a rate, and at once with a share of what that was."""
-        ways = [(direction, count) for direction in ("forth", "back") for count in _CONNECTIONS]
+        ways = [(direction, count) for direction in ("forth", "back") for count in connections]
         for rate in filter(None, rates):
             self._renew(rate)
             for direction, count in ways:
@@ -174,6 +174,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--file", type=Path, default=FILE)
     parser.add_argument("--rates", type=int, nargs="+", default=[*_RATES, 0], help="0: a share of what is reached")
+    parser.add_argument("--connections", type=int, nargs="+", default=_CONNECTIONS)
     parser.add_argument("--add", action="store_true", help="to what the file has, of which a table shows the last")
     options = parser.parse_args()
     if options.table:
@@ -182,7 +183,7 @@ def main() -> None:
     mode = "a" if options.add else "w"
     with Lab.start(f"rates-{os.getpid()}", say=print) as lab, field_of(lab) as field, options.file.open(mode) as file:
         measurement = Measurement(field)
-        for result in measurement.all(options.rates):
+        for result in measurement.all(options.rates, options.connections):
             print(json.dumps(asdict(result)), file=file, flush=True)
             print(time.strftime("%X"), result.stream, f"{result.rate:.0f} kB/s", file=sys.stderr, flush=True)
         measurement.end()
