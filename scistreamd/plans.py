@@ -47,7 +47,8 @@ class Places:
 class Tuning:
     """Settings of the data plane, from the configuration; ../docs/data-servers.md says why these.
 
-    ``record_bytes``: what a TLS record holds at most, 0: what TLS allows (16 KiB).
+    ``record_bytes`` is no setting but follows from a tunnel's rate: what a TLS record holds at most, 0: what TLS
+    allows (16 KiB).
     """
 
     threads: int = 1
