@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from scistreamd.nft.packet import ALWAYS, NEVER, PERHAPS, Box, Bytes, Field, Known, Part
-from scistreamd.nft.ruleset import Compare, Element, NftSet, Op
+from scistreamd.nft.program import Compare, Op
+from scistreamd.nft.ruleset import Element, NftSet
 from scistreamd.nft.spans import Spans
 
 _FEW_BITS = 8

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from scistreamd.nft.attributes import Attributes, entries, number, signed, table, text
 from scistreamd.nft.expressions import data_of, expression
-from scistreamd.nft.ruleset import BaseHook, Chain, Element, Hook, NftSet, Rule, Table, Verdict
+from scistreamd.nft.program import Verdict
+from scistreamd.nft.ruleset import BaseHook, Chain, Element, Hook, NftSet, Rule, Table
 
 FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
 _HOOKS = (Hook.PREROUTING, Hook.INPUT, Hook.FORWARD, Hook.OUTPUT, Hook.POSTROUTING, Hook.INGRESS)

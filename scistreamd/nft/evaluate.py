@@ -18,16 +18,8 @@ from dataclasses import dataclass, replace
 from scistreamd.model import Endpoint
 from scistreamd.nft.facts import Tracking
 from scistreamd.nft.packet import Arrival, Bytes, Known, State, merged
-from scistreamd.nft.ruleset import (
-    Chain,
-    Elsewhither,
-    Hook,
-    Reject,
-    Rule,
-    Ruleset,
-    Table,
-    Verdict,
-)
+from scistreamd.nft.program import Elsewhither, Reject, Verdict
+from scistreamd.nft.ruleset import Chain, Hook, Rule, Ruleset, Table
 from scistreamd.nft.spans import Spans
 from scistreamd.nft.steps import Budget, Effect, Place, Rewrite, TooMuch, apply
 

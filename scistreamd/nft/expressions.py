@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 from scistreamd.nft import xt
 from scistreamd.nft.attributes import Attributes, entries, number, signed, table, text
-from scistreamd.nft.ruleset import (
+from scistreamd.nft.program import (
     Among,
     Base,
     Bitwise,

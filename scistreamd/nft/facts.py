@@ -19,7 +19,7 @@ from scistreamd.nft.packet import (
     known,
     whole,
 )  # fmt: skip
-from scistreamd.nft.ruleset import Base, Ct, Exthdr, Fib, Meta, Payload, Source
+from scistreamd.nft.program import Base, Ct, Exthdr, Fib, Meta, Payload, Source
 from scistreamd.nft.spans import Spans
 
 _SYN, _ACK = 0x02, 0x10

@@ -11,7 +11,8 @@ from scistreamd.nft import quote
 from scistreamd.nft.evaluate import Action, Outcome, evaluate
 from scistreamd.nft.host import Host, arrivals
 from scistreamd.nft.packet import TCP, UDP, Arrival
-from scistreamd.nft.ruleset import Compare, Decide, Ruleset, Table
+from scistreamd.nft.program import Compare, Decide
+from scistreamd.nft.ruleset import Ruleset, Table
 from scistreamd.nft.spans import Spans
 
 _NAMED = 3

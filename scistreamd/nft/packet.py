@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from scistreamd.model import Endpoint, IPAddress
-from scistreamd.nft.ruleset import Expression
+from scistreamd.nft.program import Expression
 from scistreamd.nft.spans import Spans
 
 TCP, UDP = 6, 17

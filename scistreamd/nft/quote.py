@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from scistreamd.nft.evaluate import Decision
-from scistreamd.nft.quote_values import OF_SET, Type, between, bits, has_bits, masked, number, value
-from scistreamd.nft.ruleset import (
+from scistreamd.nft.program import (
     Among,
     Base,
     Bitwise,
@@ -16,7 +15,6 @@ from scistreamd.nft.ruleset import (
     Compare,
     Ct,
     Decide,
-    Element,
     Elsewhere,
     Elsewhither,
     Expression,
@@ -29,21 +27,20 @@ from scistreamd.nft.ruleset import (
     Maybe,
     Meta,
     Nat,
-    NftSet,
     Notrack,
     Op,
     Passed,
     Payload,
     Reject,
     Remember,
-    Rule,
     SetCt,
     SetMeta,
     Source,
-    Table,
     Test,
     Verdict,
 )
+from scistreamd.nft.quote_values import OF_SET, Type, between, bits, has_bits, masked, number, value
+from scistreamd.nft.ruleset import Element, NftSet, Rule, Table
 
 _SIGNS = {Op.EQ: "", Op.NE: "!= ", Op.LT: "< ", Op.LE: "<= ", Op.GT: "> ", Op.GE: ">= "}
 _META = {

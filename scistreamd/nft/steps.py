@@ -9,13 +9,12 @@ from scistreamd.nft.conditions import among as among_spans
 from scistreamd.nft.conditions import compares, equals, found
 from scistreamd.nft.facts import Tracking, load
 from scistreamd.nft.packet import UNKNOWN, Arrival, Box, Byte, Bytes, Known, State, known
-from scistreamd.nft.ruleset import (
+from scistreamd.nft.program import (
     Among,
     Bitwise,
     Byteorder,
     Compare,
     Decide,
-    Element,
     Elsewhither,
     Expression,
     Immediate,
@@ -31,10 +30,10 @@ from scistreamd.nft.ruleset import (
     Remember,
     SetCt,
     SetMeta,
-    Table,
     Test,
     Verdict,
 )
+from scistreamd.nft.ruleset import Element, Table
 
 _MARK, _CT_MARK = 3, 3
 

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 
 from scistreamd.nft.attributes import text
-from scistreamd.nft.ruleset import (
+from scistreamd.nft.program import (
     Among,
     Base,
     Bitwise,

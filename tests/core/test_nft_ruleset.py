@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from scistreamd.nft.ruleset import (
-    BaseHook,
-    Chain,
+from scistreamd.nft.program import (
     Ct,
     Decide,
     Expression,
-    Hook,
     Limited,
     Load,
     Lookup,
@@ -19,12 +16,10 @@ from scistreamd.nft.ruleset import (
     Notrack,
     Passed,
     Remember,
-    Rule,
-    Ruleset,
     SetMeta,
-    Table,
     Verdict,
 )
+from scistreamd.nft.ruleset import BaseHook, Chain, Hook, Rule, Ruleset, Table
 
 BASE = BaseHook(Hook.INPUT, 0, "filter")
 COUNT = Passed("counter")
