@@ -1,4 +1,4 @@
-"""The expressions of rules, from netlink attributes to `ruleset` types (nf_tables.h).
+"""The expressions of rules, from netlink attributes to `program` types (nf_tables.h).
 
 What is not modelled becomes `Maybe`, `Elsewhere` or `Elsewhither`, never nothing: `evaluate` then says that it
 does not know, where it matters.
