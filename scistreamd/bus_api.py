@@ -5,110 +5,23 @@ What it takes and gives stands in dbus/org.scistream.scistreamd1.xml.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
 
-from scistreamd import bus_options, bus_view, introspection, names, options
+from scistreamd import bus_options, bus_ports, bus_view, introspection, names, options
 from scistreamd.bus_calls import Calls, Handler, Trail
-from scistreamd.bus_messages import Call, Connection, Reply, Typed
+from scistreamd.bus_messages import Call, Connection, Reply
+from scistreamd.bus_needs import Authorizes, Host, Tunnels
 from scistreamd.bus_objects import Objects
 from scistreamd.bus_signals import Announcer
-from scistreamd.config import Settings
 from scistreamd.errors import Code, ScistreamError, invalid
 from scistreamd.gate import Grant, Verb
-from scistreamd.hop import Finding
 from scistreamd.identity import Identity
-from scistreamd.interfaces import Counters
 from scistreamd.introspection import Interface
-from scistreamd.model import Caller, Change, Options, Role, Security, Target, TunnelView, Uid
-from scistreamd.portcheck import Look, Socket, overlap
+from scistreamd.model import Caller, Role, Target, Uid
 
 FRONT_DOOR = "D-Bus"
-_PROBES_AT_ONCE = 200
-_MOST_PORTS = 4096
-_MOST_JUDGED = 256  # a big firewall takes 20 ms a port
-
-
-class Tunnels(Protocol):
-    """What the manager does for this front door; see `scistreamd.manager.Manager`."""
-
-    @property
-    def free_ports(self) -> int:
-        """How many ports of the range no tunnel has."""
-
-    async def create(
-        self, grant: Grant, role: Role, targets: tuple[Target, ...], options: Options, uid: Uid | None = None
-    ) -> tuple[Uid, TunnelView]:
-        """Make a tunnel that is active on return."""
-
-    def tunnels(self) -> tuple[TunnelView, ...]:
-        """All tunnels, the oldest first."""
-
-    def find(self, text: str) -> str:
-        """The id that an id or a UID names; INVALID_ARGUMENT or NOT_FOUND."""
-
-    def view(self, tunnel_id: str) -> TunnelView:
-        """How it looks now, or NOT_FOUND."""
-
-    async def retarget(self, grant: Grant, tunnel_id: str, targets: tuple[Target, ...]) -> TunnelView:
-        """Forward to other targets."""
-
-    async def extend(self, grant: Grant, tunnel_id: str, seconds: int) -> TunnelView:
-        """Set the lifetime from now on; 0: no end."""
-
-    async def judge_ports(self, ports: Sequence[int]) -> list[tuple[str, str]]:
-        """What the firewall does to connections to these ports."""
-
-    async def look_at_ports(self) -> Look:
-        """Who has which ports of this host."""
-
-    async def hold_to(self, grant: Grant, tunnel_id: str, rate: int) -> TunnelView:
-        """Hold the tunnel to another rate in kB/s, 0: to none."""
-
-    async def test(self, grant: Grant, tunnel_id: str, throughput: float) -> tuple[Finding, ...]:
-        """Test the hop to each target."""
-
-    async def test_path(
-        self, grant: Grant, uid: Uid, target: Target, security: Security | None, throughput: float
-    ) -> Finding:
-        """Test the hop to a listener that there is no tunnel to."""
-
-    async def end(self, grant: Grant, tunnel_id: str, drain: float) -> None:
-        """Release."""
-
-    def reveal(self, grant: Grant, tunnel_id: str) -> Uid:
-        """The UID, for the owner."""
-
-    def watch(self, see: Callable[[Change], None]) -> Callable[[], None]:
-        """Tell of every change; returns the way to stop."""
-
-
-class Authorizes(Protocol):
-    """What this front door asks of `scistreamd.gate.Gate`."""
-
-    async def authorize(self, caller: Caller, verb: Verb, owner: str | None = None) -> Grant:
-        """Allow the verb, or raise PERMISSION_DENIED."""
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What the operator should see to."""
-
-
-@dataclass(frozen=True)
-class Host:
-    """What the daemon lends this front door.
-
-    ``settings``: those in force now. ``busy``: why nothing could listen on a
-    port now, or an empty string. ``counters``: what tunnels have carried. ``reload``: reads the configuration again,
-    and raises ScistreamError where it is wrong.
-    """
-
-    settings: Callable[[], Settings]
-    busy: Callable[[int], str]
-    counters: Counters
-    reload: Callable[[], None]
 
 
 class BusApi:
@@ -299,39 +212,7 @@ class BusApi:
         return ([bus_view.counts_row(tunnel_id, found[tunnel_id]) for tunnel_id in known],)
 
     async def _check_ports(self, call: Call, trail: Trail) -> tuple[Any, ...]:
-        taken = {each.port: view.id for view in self._tunnels.tunnels() for each in view.listeners}
-        ports = call.body[0] or list(self._host.settings().port_range)
-        if len(call.body[0]) > _MOST_PORTS:
-            raise invalid("ports", f"{len(ports)} entries, at most {_MOST_PORTS} are taken", "ask several times")
-        look = await self._tunnels.look_at_ports()
-        sockets, warning = look.by_port(), overlap(look, self._host.settings().port_range)
-        asked = [port for port in ports if port][:_MOST_JUDGED]
-        judged = dict(zip(asked, await self._tunnels.judge_ports(asked), strict=False))
-        answers = []
-        for index, port in enumerate(ports):
-            if index % _PROBES_AT_ONCE == _PROBES_AT_ONCE - 1:
-                await asyncio.sleep(0)  # others wait for the event loop, too
-            answer = self._check_port(port, taken.get(port, ""), sockets.get(port, []), warning)
-            answers.append(_with_firewall(answer, *judged.get(port, ("", ""))))
-        return (answers,)
-
-    def _check_port(self, port: int, tunnel_id: str, there: Sequence[Socket], warning: str) -> dict[str, Typed]:
-        settings = self._host.settings()
-        if port == 0:
-            raise invalid("ports", "0 is no port", "from 1 to 65535")
-        inside = port in settings.port_range
-        used = f"tunnel {tunnel_id} listens on it" if tunnel_id else self._host.busy(port)
-        if used and there and not tunnel_id:
-            used = str(next((each for each in there if each.protocol == "tcp"), there[0]))
-        reason = used or ("" if inside else f"outside the range {settings.port_range}")
-        return {
-            "port": Typed("q", port),
-            "in-range": Typed("b", inside),
-            "free": Typed("b", not used),
-            "reason": Typed("s", reason),
-            "sockets": Typed("as", [str(each) for each in there]),
-            "warnings": Typed("as", [warning] if warning and inside else []),
-        }
+        return (await bus_ports.check(call.body[0], self._tunnels, self._host),)
 
     async def _reload(self, call: Call, trail: Trail) -> tuple[Any, ...]:
         await self._allowed(call, trail, Verb.RELOAD)
@@ -401,9 +282,3 @@ class BusApi:
         """The tunnel whose object is called; the object is known to be there."""
         trail.asked, trail.tunnel = True, names.tunnel_id(call.path) or "-"
         return trail.tunnel
-
-
-def _with_firewall(answer: dict[str, Typed], verdict: str, said: str) -> dict[str, Typed]:
-    """An answer of CheckPorts with what the firewall does; an empty verdict where nobody looked."""
-    warnings = [*answer["warnings"].value, *([said] if said else [])]
-    return answer | {"firewall": Typed("s", verdict), "warnings": Typed("as", warnings)}

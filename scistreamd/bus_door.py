@@ -10,8 +10,9 @@ from pathlib import Path
 
 from scistreamd import names, sockets
 from scistreamd.bus import Bus
-from scistreamd.bus_api import BusApi, Host
+from scistreamd.bus_api import BusApi
 from scistreamd.bus_messages import Call, CallError, Reply
+from scistreamd.bus_needs import Host
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.gate import Gate
 from scistreamd.interfaces import Counters, PortsBusy

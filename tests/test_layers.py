@@ -42,7 +42,7 @@ SERVICE = {
     "registry", "reservations", "tunnel",
 }  # fmt: skip
 CONTROL = "control"
-BUS_DOOR = {"bus_api", "bus_calls", "bus_objects", "bus_options", "bus_signals", "bus_view"}
+BUS_DOOR = {"bus_api", "bus_calls", "bus_needs", "bus_objects", "bus_options", "bus_ports", "bus_signals", "bus_view"}
 # They build the adapters, and join all parts.
 ROOTS = {"daemon", "kernel", "service", "service_main", "policy_command", "bus_door"}
 # s2cs starts the daemon in the foreground: the one command line tool that may.

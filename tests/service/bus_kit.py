@@ -18,8 +18,9 @@ from dbus_next.aio import MessageBus
 
 from scistreamd import names
 from scistreamd.bus import Bus
-from scistreamd.bus_api import BusApi, Host
+from scistreamd.bus_api import BusApi
 from scistreamd.bus_door import interface_xml
+from scistreamd.bus_needs import Host
 from scistreamd.bus_wire import hang_up
 from scistreamd.config import Settings
 from scistreamd.counts import Counts
