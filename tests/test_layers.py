@@ -23,7 +23,7 @@ CORE = {
     "dataserver.haproxy", "dataserver.nginx", "dataserver.stunnel",
 }  # fmt: skip
 ADAPTERS = {
-    "child", "process", "places", "readiness", "sockets", "network", "keys", "runtime", "logs", "spawn",
+    "child", "process", "process_held", "places", "readiness", "sockets", "network", "keys", "runtime", "logs", "spawn",
     "activation", "capabilities", "configread", "controlcert", "certificate_watch",
     "store", "journal", "programs", "service_watch", "systemd1", "systemd_held", "systemd_launcher", "systemd_wire",
     "authenticators", "authenticators.claims", "authenticators.flights", "authenticators.jwks", "authenticators.web",

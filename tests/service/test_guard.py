@@ -22,7 +22,8 @@ from scistreamd.model import Caller, Endpoint, IPNetwork, Listen, Options, PortR
 from scistreamd.network import HostNetwork
 from scistreamd.nfttable import NftTable
 from scistreamd.plans import Bind
-from scistreamd.process import ProcessHeld, ProcessLauncher
+from scistreamd.process import ProcessLauncher
+from scistreamd.process_held import ProcessHeld
 from scistreamd.runtime import runtime_directory
 from tests.service.netns_kit import in_netns, run
 

@@ -43,7 +43,8 @@ from scistreamd.network import HostNetwork, dialable, own_addresses
 from scistreamd.planning import Planner
 from scistreamd.plans import Bind
 from scistreamd.policy import Quotas
-from scistreamd.process import ProcessHeld, ProcessLauncher
+from scistreamd.process import ProcessLauncher
+from scistreamd.process_held import ProcessHeld
 from scistreamd.rulefile import join, parse
 from scistreamd.runtime import runtime_directory
 
@@ -380,7 +381,7 @@ async def test_a_security_mode_that_the_type_cannot_do() -> None:
 
 
 async def test_a_missing_program_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scistreamd.process._PATH", "/nonexistent")
+    monkeypatch.setattr("scistreamd.programs.PATH", "/nonexistent")
     async with gateway() as here:
         refused = await refusal(here.req(Uid.random(), options=Options(data_server="haproxy")))
         assert refused.code is Code.FAILED_PRECONDITION

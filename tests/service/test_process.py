@@ -163,7 +163,7 @@ async def test_retarget_and_restart_with_the_latest(runtime: Path) -> None:
 
 async def test_an_update_while_it_is_started_again(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One data server runs afterwards, not two."""
-    monkeypatch.setattr("scistreamd.process._RESTART_SECONDS", 0.5)
+    monkeypatch.setattr("scistreamd.process_held._RESTART_SECONDS", 0.5)
     launcher, port = ProcessLauncher(runtime), free_port()
     held = await launcher.hold(ID, binds(port), never)
     await held.serve(program(held.places.config, "one"), {})
@@ -212,7 +212,7 @@ async def test_a_program_that_is_gone(runtime: Path) -> None:
 
 
 async def test_one_that_keeps_dying_is_told_of(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scistreamd.process._RESTART_SECONDS", 0.01)
+    monkeypatch.setattr("scistreamd.process_held._RESTART_SECONDS", 0.01)
     reasons: asyncio.Queue[str] = asyncio.Queue()
     port = free_port()
     held = await ProcessLauncher(runtime).hold(ID, binds(port), Told(reasons.put_nowait, unexpected))

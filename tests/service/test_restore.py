@@ -25,7 +25,8 @@ from scistreamd.manager import Manager
 from scistreamd.model import Change, ChangeKind, Options, Role, State, Uid
 from scistreamd.network import HostNetwork
 from scistreamd.plans import Bind, Program
-from scistreamd.process import ProcessHeld, ProcessLauncher
+from scistreamd.process import ProcessLauncher
+from scistreamd.process_held import ProcessHeld
 from scistreamd.records import BadRecord, Record
 from scistreamd.runtime import runtime_directory
 from scistreamd.store import FileStore
