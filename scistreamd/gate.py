@@ -9,37 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import hashlib
-import ipaddress
-import shlex
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 from scistreamd.config import Settings
 from scistreamd.dataserver import DATA_SERVERS
 from scistreamd.errors import BugError, Code, ScistreamError, invalid
-from scistreamd.identity import Credentials, Identity
+from scistreamd.identification import Identification
+from scistreamd.identity import Credentials
 from scistreamd.interfaces import Authenticator, Authority, Network
 from scistreamd.model import Caller, Endpoint, IPAddress, IPNetwork, Role, Security, Target
 from scistreamd.policy import why_no_target
 from scistreamd.rules import DEFAULT, LOOPBACK, PRIVATE, ROOT, Question, Reach, Rule, Ruling, decide, inside
-from scistreamd.throttle import Throttle
-
-# Credentials that were good lately: they are not held to what others from the same address do.
-_REMEMBERED = 4096
-# What counts as a failure of who is known: trying what is not theirs.
-_TRYING = (Code.PERMISSION_DENIED, Code.NOT_FOUND)
-# And of who is not: many may come from one address, and nobody's right to call is at stake.
-_OF_STRANGERS = 0.1
-# What callers do to prove who they are, by the scheme of the challenge.
-_PROOFS = {
-    "token": "bring a token of its operator (s2uc --token-file)",
-    "mtls": "show a client certificate (s2uc --client-cert)",
-    "oauth2": "log in: s2uc login",
-}
-_LOGIN = "s2uc login"
-_LOGIN_OPTIONS = ("scope", "issuer", "client-id", "audience")
 
 
 class Verb(enum.Enum):
@@ -87,9 +68,7 @@ class Gate:
         self._settings = settings
         self._network = network
         self._authority = authority
-        self._authenticators = tuple(authenticators)
-        self._throttle = Throttle(settings.auth.failures)
-        self._proven: OrderedDict[bytes, None] = OrderedDict()
+        self._identification = Identification(settings, authenticators)
         # Whether a listener of the control port can be reached from other hosts; the composition root knows.
         self.public = False
         # The ports of those listeners; it knows them, too.
@@ -103,91 +82,22 @@ class Gate:
     def warnings(self) -> tuple[str, ...]:
         """What the operator should know of who is served, while other hosts can reach the control port, and of more."""
         strict = self._settings.require_auth
-        if not self.public or (self._authenticators and strict):
+        known = self._identification.possible
+        if not self.public or (known and strict):
             return self.beware
-        if self._authenticators:
+        if known:
             return ("require_auth = false: callers who prove nothing are served as well", *self.beware)
         if strict:
             return ("no authentication is configured: requests of other hosts are refused", *self.beware)
         return ("NO AUTHENTICATION: whoever reaches the control port may use this gateway", *self.beware)
 
     async def identify(self, caller: Caller, credentials: Credentials) -> Caller:
-        """The caller with the identity that the first authenticator who knows the credentials vouches for.
-
-        Without credentials, or without authenticators, the caller as it came.
-        Raises UNAUTHENTICATED where nobody knows them, UNAVAILABLE where
-        nobody does and one could not be asked, and RESOURCE_EXHAUSTED where
-        this peer, or who it proves to be, has failed too often lately.
-        """
-        if not credentials or not self._authenticators:
-            self._throttle.check(_stranger(caller), _OF_STRANGERS)
-            return caller
-        peer, digest = _network(caller.peer), _digest(credentials)
-        if digest not in self._proven:
-            self._throttle.check(peer)
-        try:
-            known = replace(caller, identity=await self._identity(credentials))
-        except ScistreamError as problem:
-            if problem.code is Code.UNAUTHENTICATED:
-                self._proven.pop(digest, None)
-                self._throttle.fail(peer)
-            raise
-        self._remember(digest)
-        self._throttle.check(known.principal)
-        return known
+        """See `Identification.identify`."""
+        return await self._identification.identify(caller, credentials)
 
     def failed(self, caller: Caller, code: Code) -> None:
-        """A call of this caller has ended so; who tries what is not theirs is slowed down."""
-        if code not in _TRYING:
-            return
-        if caller.identity is not None:
-            self._throttle.fail(caller.principal)
-        else:
-            self._throttle.fail(_stranger(caller), _OF_STRANGERS)
-
-    def _remember(self, digest: bytes) -> None:
-        self._proven[digest] = None
-        self._proven.move_to_end(digest)
-        if len(self._proven) > _REMEMBERED:
-            self._proven.popitem(last=False)
-
-    async def _identity(self, credentials: Credentials) -> Identity:
-        unavailable: ScistreamError | None = None
-        for each in self._authenticators:
-            try:
-                identity = await each.identify(credentials)
-            except ScistreamError as problem:
-                if problem.code is Code.UNAUTHENTICATED:
-                    raise self._unauthenticated(problem.message, problem.hint) from None
-                if problem.code is not Code.UNAVAILABLE:
-                    raise
-                unavailable = unavailable or problem
-                continue
-            if identity is not None:
-                return identity
-        raise unavailable or self._unauthenticated("these credentials are not valid here", self._proofs())
-
-    def _proofs(self) -> str:
-        """What callers can do, by the ways that are configured."""
-        schemes = {each.challenge.scheme for each in self._authenticators}
-        return ", or ".join(proof for scheme, proof in _PROOFS.items() if scheme in schemes)
-
-    def _login_options(self) -> str:
-        """Which login is wanted, as options of `s2uc login`; empty where there is none."""
-        for each in self._authenticators:
-            if each.challenge.scheme == "oauth2":
-                named = dict(each.challenge.parameters)
-                options = ((name, named.get(name.replace("-", "_"))) for name in _LOGIN_OPTIONS)
-                return "".join(f" --{name} {shlex.quote(value)}" for name, value in options if value)
-        return ""
-
-    def _unauthenticated(self, message: str, hint: str) -> ScistreamError:
-        # Two may ask for the same, as those of one provider do.
-        challenges = list(dict.fromkeys(str(each.challenge) for each in self._authenticators))
-        if hint.endswith(_LOGIN):
-            # For people whose client shows nothing but the message.
-            hint = f"{hint}{self._login_options()}"
-        return ScistreamError(Code.UNAUTHENTICATED, message, hint, challenges)
+        """See `Identification.failed`."""
+        self._identification.failed(caller, code)
 
     def admit(self, caller: Caller, verb: Verb) -> Grant:
         """Allow the verb, or raise UNAUTHENTICATED or PERMISSION_DENIED.
@@ -195,8 +105,9 @@ class Gate:
         Who has proved nothing is served where the operator opened the gateway,
         else on loopback alone, and nowhere where there is a way to prove it.
         """
-        if self._authenticators and caller.identity is None and self._settings.require_auth:
-            raise self._unauthenticated("this gateway wants to know who asks", self._proofs())
+        who = self._identification
+        if who.possible and caller.identity is None and self._settings.require_auth:
+            raise who.unauthenticated("this gateway wants to know who asks", who.proofs())
         here = caller.peer is None or caller.peer.is_loopback
         if self._settings.require_auth and caller.identity is None and not here:
             raise ScistreamError(
@@ -215,10 +126,7 @@ class Gate:
     def reconfigure(self, settings: Settings, authenticators: Sequence[Authenticator] | None = None) -> None:
         """Judge by other settings from now on, and ask other authenticators where some are given."""
         self._settings = settings
-        self._throttle.limits = settings.auth.failures
-        if authenticators is not None:
-            self._authenticators = tuple(authenticators)
-            self._proven.clear()
+        self._identification.reconfigure(settings, authenticators)
 
     async def authorize(self, caller: Caller, verb: Verb, owner: str | None = None) -> Grant:
         """Allow a user of this host the verb: root always, others as the authority decides.
@@ -362,21 +270,6 @@ class Gate:
         if all(inside(address, near) for address in addresses):
             return near
         return (*near, *await self._network.attached())
-
-
-def _network(peer: IPAddress | None) -> str:
-    """Whose failures count together: an address, of IPv6 the network that one host usually has."""
-    if isinstance(peer, ipaddress.IPv6Address):
-        return str(ipaddress.IPv6Network((peer, 64), strict=False))
-    return str(peer)
-
-
-def _stranger(caller: Caller) -> str:
-    return f"who has proved nothing at {_network(caller.peer)}"
-
-
-def _digest(credentials: Credentials) -> bytes:
-    return hashlib.sha256(credentials.token.encode() + b"\0" + credentials.certificate).digest()
 
 
 def _literal(target: Target) -> IPAddress:

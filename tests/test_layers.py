@@ -38,8 +38,8 @@ ADAPTERS = {
 # What a command line tool and the daemon do alike.
 SHARED = {"addresses", "files", "selfsigned", "tokenfile", "validity"}
 SERVICE = {
-    "gate", "manager", "course", "draining", "restoring", "rights", "books", "flows", "hoptests", "meter", "planning",
-    "registry", "reservations", "tunnel",
+    "gate", "identification", "manager", "course", "draining", "restoring", "rights", "books", "flows", "hoptests",
+    "meter", "planning", "registry", "reservations", "tunnel",
 }  # fmt: skip
 CONTROL = "control"
 BUS_DOOR = {"bus_api", "bus_calls", "bus_needs", "bus_objects", "bus_options", "bus_ports", "bus_signals", "bus_view"}
