@@ -56,7 +56,9 @@ _ETHERNET = 1
 # Ethernet, IPv4, TCP with time stamps: what a packet has beside the stream's bytes. For others less than 3 % off.
 _HEADERS = 66
 _LINK_HEADER = 14
-_TBF_PARMS, _TBF_BURST = 1, 6
+_TBF_PARMS, _TBF_RATE64, _TBF_BURST = 1, 4, 6
+# A rate at which no packet takes a nanosecond, so that no bucket holds back one that is larger than a later limit.
+_NO_RATE, _NO_LIMIT = 1 << 60, 0x7FFFFFFF
 _SLOW_BYTES_PER_SECOND = 700_000
 _LARGE_MTU = 10_000
 # What a class may send at once after a pause: more is an error of the average, less is lost to a busy CPU.
@@ -66,8 +68,6 @@ _TICK_NS_SHIFT = 6
 # wire, which count with their headers; that is made good in the rate, as measured, for not all are cut.
 _WHOLE_SECONDS, _LARGEST_PACKET, _CUT_SHARE = 0.16, 65_536, 0.026
 _QUANTUM = 60_000
-# A queue for all that TCP lets the sockets of a tunnel have under way: nothing of it is dropped.
-_QUEUE_PACKETS = 200_000
 
 
 @dataclass(frozen=True)
@@ -176,10 +176,13 @@ def _whole(bytes_per_second: int) -> int:
 
 
 def queue(bytes_per_second: int, mtu: int) -> bytes:
-    """Attributes of the queue of a class; that of a slow one cuts large packets (tc-tbf(8)) and delays nothing."""
-    if not is_slow(bytes_per_second, mtu):
-        return attribute(_KIND, b"pfifo\0") + attribute(_OPTIONS, struct.pack("=I", _QUEUE_PACKETS))
-    # struct tc_tbf_qopt: rate, peak rate, limit in bytes, buffer, mtu
-    parms = _spec(0xFFFFFFFF) + _spec(0) + struct.pack("=III", 0x7FFFFFFF, 0, 0)
-    burst = struct.pack("=I", max(mtu + _LINK_HEADER + 4, _whole(bytes_per_second)))
-    return attribute(_KIND, b"tbf\0") + attribute(_OPTIONS, attribute(_TBF_PARMS, parms) + attribute(_TBF_BURST, burst))
+    """Attributes of the queue of a class: it cuts large packets of a slow one (tc-tbf(8)), delays and drops nothing.
+
+    Of one kind for every rate: the kernel changes such a queue as it is, and one of another kind would begin empty.
+    """
+    largest = max(mtu + _LINK_HEADER + 4, _whole(bytes_per_second)) if is_slow(bytes_per_second, mtu) else _NO_LIMIT
+    # struct tc_tbf_qopt: rate, peak rate, limit in bytes (all that TCP lets sockets have under way), buffer, mtu
+    parms = _spec(_NO_RATE) + _spec(0) + struct.pack("=III", _NO_LIMIT, 0, 0)
+    rate, burst = struct.pack("=Q", _NO_RATE), struct.pack("=I", largest)
+    options = attribute(_TBF_PARMS, parms) + attribute(_TBF_RATE64, rate) + attribute(_TBF_BURST, burst)
+    return attribute(_KIND, b"tbf\0") + attribute(_OPTIONS, options)

@@ -12,7 +12,8 @@ from scistreamd.errors import Code, ScistreamError
 from scistreamd.netlink import Refused
 from scistreamd.shaping import Shape
 
-_FLUSH_SECONDS = 0.02
+# A class that was slow sends the next packet when the one before is paid for (`shaping`): 0.2 s from 100 kB/s on.
+_FLUSH_SECONDS, _FLUSH_LOOKS = 2.0, 100
 # The interface, our root or the class has gone meanwhile.
 _GONE = frozenset({errno.ENOENT, errno.ENODEV, errno.EINVAL})
 
@@ -74,16 +75,23 @@ class Taken:
 
     async def _remove(self, index: int, numbers: Collection[int]) -> None:
         try:
-            there = await self._tc.classes(index) & set(numbers)
+            there = set(await self._tc.classes(index)) & set(numbers)
             for minor in there:
                 await self._tc.speed_up(index, minor)
-            if there:
-                await asyncio.sleep(_FLUSH_SECONDS)
+            await self._flush(index, there)
             for minor in there:
                 await self._tc.remove_class(index, minor)
         except Refused as problem:
             if problem.errno not in _GONE:
                 raise tc.explained(problem, self.names.get(index, f"interface {index}")) from problem
+
+    async def _flush(self, index: int, numbers: Collection[int]) -> None:
+        """Return when nothing waits in these classes any more, or has waited too long."""
+        for _ in range(_FLUSH_LOOKS):
+            there = await self._tc.classes(index)
+            if not any(there[minor].waiting for minor in numbers if minor in there):
+                return
+            await asyncio.sleep(_FLUSH_SECONDS / _FLUSH_LOOKS)
 
     async def give_back(self) -> None:
         """Let the kernel have its own on every interface again, but where another daemon has classes too."""
@@ -109,7 +117,7 @@ class Taken:
         """The class numbers that are in use somewhere."""
         found: set[int] = set()
         for index in await self.look():
-            found |= await self._tc.classes(index)
+            found.update(await self._tc.classes(index))
         return found
 
     async def sent(self) -> dict[tuple[int, int], int]:
@@ -117,12 +125,12 @@ class Taken:
         found: dict[tuple[int, int], int] = {}
         for index in list(self.names):
             try:
-                classes = await self._tc.sent(index)
+                classes = await self._tc.classes(index)
             except Refused as problem:
                 if problem.errno not in _GONE:
                     raise tc.explained(problem, self.names[index]) from problem
                 continue
-            found |= {(minor, index): size for minor, size in classes.items()}
+            found |= {(minor, index): each.sent for minor, each in classes.items()}
         return found
 
     async def clear(self, keep: Collection[int]) -> None:
@@ -131,7 +139,7 @@ class Taken:
             there = await self._tc.classes(index)
             stale = {number for number in there if number & ~1 not in keep}
             await self._remove(index, stale)
-            if stale == there:
+            if stale == set(there):
                 await self._give_back(index, f"interface {index}")
 
     async def adopt(self, there: Collection[int], names: Mapping[int, str], shapes: Sequence[Shape]) -> None:

@@ -10,7 +10,6 @@ import errno
 import fcntl
 import socket
 import struct
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ _AT_ROOT, _AT_INGRESS = 0xFFFFFFFF, 0xFFFFFFF1
 _REPLACE = 0x100
 _MAJOR, _MINOR = 0xFFFF0000, 0xFFFF
 _KIND, _STATS = 1, 3
+_STATS_SIZE = 36
 _SIOCGIFMTU = 0x8921
 _AT_ONCE = 1 << 40  # bytes a second
 
@@ -37,7 +37,7 @@ _AT_ONCE = 1 << 40  # bytes a second
 class Discipline:
     """A queueing discipline or a class: of which interface, which number, below which, of which kind.
 
-    ``sent``: the bytes that have left it.
+    ``sent``: the bytes that have left it; ``waiting``: the packets in it.
     """
 
     interface: int
@@ -45,6 +45,7 @@ class Discipline:
     parent: int
     kind: str
     sent: int
+    waiting: int
 
 
 class _Answer:
@@ -54,8 +55,10 @@ class _Answer:
     def decode(self) -> None:
         _, _, _, interface, handle, parent, _ = _HEADER.unpack_from(self._data)
         found = dict(attributes(self._data[_HEADER.size :]))
-        sent = int.from_bytes(found.get(_STATS, b"")[:8], sys.byteorder)  # struct tc_stats
-        self.made = Discipline(interface, handle, parent, found.get(_KIND, b"").rstrip(b"\0").decode(), sent)
+        kind = found.get(_KIND, b"").rstrip(b"\0").decode()
+        # struct tc_stats: bytes, packets, drops, overlimits, two rates, packets that wait
+        sent, *_, waiting = struct.unpack_from("=Q6I", found.get(_STATS, bytes(_STATS_SIZE)))
+        self.made = Discipline(interface, handle, parent, kind, sent, waiting)
 
 
 class TrafficControl:
@@ -69,14 +72,10 @@ class TrafficControl:
         """All queueing disciplines of all interfaces."""
         return await self._run(self._dump, _GETQDISC, 0)
 
-    async def classes(self, interface: int) -> set[int]:
-        """The numbers of the classes below our root there."""
-        return set(await self.sent(interface))
-
-    async def sent(self, interface: int) -> dict[int, int]:
-        """The numbers of the classes below our root there, with the bytes that have left each."""
+    async def classes(self, interface: int) -> dict[int, Discipline]:
+        """The classes below our root there, by number."""
         found = await self._run(self._dump, _GETTCLASS, interface)
-        return {each.handle & _MINOR: each.sent for each in found if each.handle & _MAJOR == shaping.ROOT}
+        return {each.handle & _MINOR: each for each in found if each.handle & _MAJOR == shaping.ROOT}
 
     async def take(self, interface: int) -> None:
         """Put our root there; the kernel refuses (EEXIST) where somebody set another one."""

@@ -29,6 +29,7 @@ from scistreamd.process import ProcessLauncher
 from scistreamd.rates import Rates
 from scistreamd.rulefile import join, parse
 from scistreamd.runtime import runtime_directory
+from tests.service.counters_kit import until
 from tests.service.netns_kit import in_netns, run
 
 GATEWAY, CLIENT = ipaddress.ip_address("10.9.1.1"), "10.9.1.2"
@@ -220,6 +221,33 @@ async def test_another_rate_on_a_live_stream() -> None:
                 # The one connection that there is: it was not broken.
                 assert await rate_of(counts) > 1000
             await manager.end(Grant(CALLER, Verb.RELEASE), view.id, 0)
+
+
+@in_netns
+async def test_a_change_of_the_rate_drops_nothing_and_holds_nothing_up() -> None:
+    def lan(pattern: str) -> int:
+        found = re.search(rf"qdisc htb 5c15: root.*?{pattern}", run("tc", "-s", "qdisc", "show", "dev", "lan"), re.S)
+        return int(found[1]) if found else 0
+
+    with wires() as made:
+        async with gateway() as manager:
+            # The other one keeps the roots, and with them their counts of what was dropped.
+            view, other = await create(manager, 600), await create(manager, 1000, target=f"{TARGET}:5299")
+            listener = view.listeners[0]
+            sink, push = (
+                end(made.target, "sink", TARGET, 5201, 4, 60),
+                end(made.client, "push", listener.address, listener.port, 4, 0),
+            )
+            async with sink, push:
+                # Large packets wait where the next rate has small ones, and the other way round.
+                for rate in (200, 5000, 150, 0):
+                    await until(lambda: lan(r"backlog \S+ (\d+)p") > 3)
+                    await manager.hold_to(Grant(CALLER, Verb.UPDATE), view.id, rate)
+                    sent = lan(r"Sent (\d+)")
+                    await until(lambda before=sent: lan(r"Sent (\d+)") > before + 50_000)  # type: ignore[misc]
+                    assert drops() == 0, f"on the way to {rate} kB/s"
+            for each in (view, other):
+                await manager.end(Grant(CALLER, Verb.RELEASE), each.id, 0)
 
 
 @in_netns
