@@ -240,7 +240,8 @@ class Course:
     async def run(self, tunnel: Tunnel, held: Held, plan: Plan) -> None:
         """Have the tunnel's data server follow the plan; returns when it accepts, raises why it does not."""
         program = tunnel.type.server.render(plan, held.places)
-        await held.serve(program, self._keys.files(tunnel.uid, tunnel.role, tunnel.security))
+        dialled = {each.address for each in tunnel.answer().listeners if not each.is_wildcard}
+        await held.serve(program, self._keys.files(tunnel.uid, tunnel.role, tunnel.security, dialled))
         tunnel.generation = plan.generation
 
     async def set_lifetime(self, tunnel: Tunnel, seconds: int) -> None:

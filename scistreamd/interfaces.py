@@ -62,8 +62,13 @@ class DataServer(Protocol):
 class KeyMaker(Protocol):
     """Derives a tunnel's key files from its UID."""
 
-    def files(self, uid: Uid, role: Role, security: Security) -> Mapping[str, bytes]:
-        """File name to content for `Places.secrets`; empty under ``none``."""
+    def files(
+        self, uid: Uid, role: Role, security: Security, addresses: Collection[IPAddress] = ()
+    ) -> Mapping[str, bytes]:
+        """File name to content for `Places.secrets`; empty under ``none``.
+
+        ``addresses`` are those by which peers dial the listeners of an inbound tunnel.
+        """
 
 
 class PathTester(Protocol):

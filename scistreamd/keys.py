@@ -8,7 +8,7 @@ between facilities; docs/data-servers.md specifies it with test vectors.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -18,7 +18,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from scistreamd.dataserver.answer import ANSWER_NAME
 from scistreamd.dataserver.common import CERTIFICATE_NAME
-from scistreamd.model import Role, Security, Uid
+from scistreamd.model import IPAddress, Role, Security, Uid
 from scistreamd.plans import CA_FILE, LEAF_FILE, PSK_FILE
 
 INFO = b"scistream tls v1 ca"
@@ -58,20 +58,26 @@ def ca_certificate(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
 
 
 def leaf_certificate(
-    role: Role, key: ec.EllipticCurvePrivateKey, issuer: ec.EllipticCurvePrivateKey
+    role: Role,
+    key: ec.EllipticCurvePrivateKey,
+    issuer: ec.EllipticCurvePrivateKey,
+    addresses: Collection[IPAddress] = (),
 ) -> x509.Certificate:
     """This gateway's certificate: the role is in the name (SAN) and in the extended key usage.
 
-    That of an inbound one has the name by which its data server answers tests as well.
+    That of an inbound one has the name by which its data server answers tests as well, and the ``addresses`` that
+    peers dial. Gateways go by the name; who judges by the rules of the web (RFC 9110 4.3.5) looks for the address.
     """
-    names = [CERTIFICATE_NAME[role], *([ANSWER_NAME] if role is Role.PROD else [])]
+    names: list[x509.GeneralName] = [x509.DNSName(CERTIFICATE_NAME[role])]
+    if role is Role.PROD:
+        names += [x509.DNSName(ANSWER_NAME), *(x509.IPAddress(each) for each in sorted(addresses, key=str))]
     return (
         _builder(_name(CERTIFICATE_NAME[role]), _name(CA_NAME), key.public_key(), issuer)
         .serial_number(x509.random_serial_number())
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([_USAGE[role]]), critical=True)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .sign(issuer, hashes.SHA256())
     )
 
@@ -79,7 +85,9 @@ def leaf_certificate(
 class TunnelKeys:
     """`interfaces.KeyMaker`: opens nothing, keeps nothing."""
 
-    def files(self, uid: Uid, role: Role, security: Security) -> Mapping[str, bytes]:
+    def files(
+        self, uid: Uid, role: Role, security: Security, addresses: Collection[IPAddress] = ()
+    ) -> Mapping[str, bytes]:
         """File name to content for `Places.secrets`; empty under ``none``.
 
         ``tls``: CA_FILE (certificate) and LEAF_FILE (certificate, then its fresh
@@ -87,18 +95,18 @@ class TunnelKeys:
         reads it, the key being the 16 bytes of the UID in hex.
         """
         if security is Security.TLS:
-            return _tls_files(uid, role)
+            return _tls_files(uid, role, addresses)
         if security is Security.PSK_NULL:
             return {PSK_FILE: f"{PSK_IDENTITY}:{uid.bytes.hex()}\n".encode("ascii")}
         return {}
 
 
-def _tls_files(uid: Uid, role: Role) -> dict[str, bytes]:
+def _tls_files(uid: Uid, role: Role, addresses: Collection[IPAddress]) -> dict[str, bytes]:
     issuer = ca_key(uid)
     key = ec.generate_private_key(ec.SECP256R1())
     pem = serialization.Encoding.PEM
     private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    leaf = leaf_certificate(role, key, issuer).public_bytes(pem)
+    leaf = leaf_certificate(role, key, issuer, addresses).public_bytes(pem)
     return {CA_FILE: ca_certificate(issuer).public_bytes(pem), LEAF_FILE: leaf + private}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
@@ -88,6 +89,16 @@ def test_the_leaf_names_its_role_and_nothing_of_the_uid(
     shown = leaf.public_bytes(Encoding.DER) + x509.load_pem_x509_certificate(files[CA_FILE]).public_bytes(Encoding.DER)
     assert UID.bytes not in shown
     assert UID.id.encode() not in shown
+
+
+def test_an_inbound_leaf_has_the_addresses_that_peers_dial() -> None:
+    addresses = [ipaddress.ip_address(text) for text in ("2001:db8::7", "192.0.2.7")]
+    for role, expected in ((Role.PROD, addresses), (Role.CONS, [])):
+        files = TunnelKeys().files(UID, role, Security.TLS, addresses)
+        leaf = x509.load_pem_x509_certificate(files[LEAF_FILE])
+        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        assert set(names.get_values_for_type(x509.IPAddress)) == set(expected)
+        assert f"{role.value.lower()}.scistream.invalid" in names.get_values_for_type(x509.DNSName)
 
 
 def test_each_leaf_has_a_key_of_its_own() -> None:

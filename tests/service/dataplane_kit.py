@@ -81,7 +81,8 @@ class Gateway:
 
     async def serve(self, *targets: Endpoint | tuple[Endpoint, ...]) -> None:
         """Start it, or retarget it; one target for each listener."""
-        await self.held.serve(self.render(*targets), TunnelKeys().files(self._uid, *self._what))
+        addresses = {each.address for each in self.listeners}
+        await self.held.serve(self.render(*targets), TunnelKeys().files(self._uid, *self._what, addresses))
 
 
 class Field:

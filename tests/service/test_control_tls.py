@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import ssl
 import subprocess
 from collections.abc import AsyncIterator
@@ -13,8 +14,11 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from cryptography import x509
 
+from scistreamd import validity
 from scistreamd.control.tls import server_context
+from scistreamd.controlcert import ensure
 from scistreamd.errors import Code, ScistreamError
 
 from .control_kit import Port, Raw, control_port, framed, new_uid, release, request, still_serves, until
@@ -48,6 +52,12 @@ def client(certificate: Path) -> ssl.SSLContext:
 async def tls_port(pair: tuple[Path, Path], **limits: Any) -> AsyncIterator[Port]:
     async with control_port(server_context(*pair), **limits) as port:
         yield port
+
+
+def test_one_that_is_made_by_itself_is_valid_as_long_as_scanners_find_right(tmp_path: Path) -> None:
+    made = x509.load_pem_x509_certificate(ensure(tmp_path)[0].read_bytes())
+    whole = validity.ends(made) - validity.begins(made)
+    assert datetime.timedelta(days=700) < whole <= datetime.timedelta(days=825)
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])

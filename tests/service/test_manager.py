@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 import pytest
+from cryptography import x509
 
 from scistreamd.addresses import own
 from scistreamd.config import Settings, Times
@@ -41,7 +42,7 @@ from scistreamd.model import (
 )
 from scistreamd.network import HostNetwork, dialable, own_addresses
 from scistreamd.planning import Planner
-from scistreamd.plans import Bind
+from scistreamd.plans import LEAF_FILE, Bind
 from scistreamd.policy import Quotas
 from scistreamd.process import ProcessLauncher
 from scistreamd.process_held import ProcessHeld
@@ -557,6 +558,21 @@ async def test_made_in_one_step_or_not_at_all() -> None:
             await here.manager.create(grant(Verb.CREATE), Role.PROD, (refused,), Options())
         assert caught.value.code is Code.PERMISSION_DENIED
         here.nothing_is_left()
+
+
+async def test_a_tunnels_certificate_names_the_address_that_was_answered() -> None:
+    wildcard, shown = replace(SETTINGS, listen_inbound=ANY), ipaddress.ip_address("192.0.2.7")
+    target = Target.parse("10.255.255.1:5001")  # a gateway beyond loopback forwards to no loopback address
+    for settings, expected in ((SETTINGS, LOOPBACK), (wildcard, LOOPBACK), (replace(wildcard, advertise=shown), shown)):
+        async with gateway(settings) as here:
+            uid = Uid.random()
+            await here.ready(uid, Role.PROD, 1, target)
+            (listener,) = (await here.update(uid, target)).listeners
+            assert listener.address == expected
+            (leaf,) = here.runtime.rglob(LEAF_FILE)
+            extensions = x509.load_pem_x509_certificate(leaf.read_bytes()).extensions
+            names = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+            assert names.get_values_for_type(x509.IPAddress) == [expected]
 
 
 async def test_a_failed_tunnel_gives_way_to_a_new_request(monkeypatch: pytest.MonkeyPatch) -> None:
