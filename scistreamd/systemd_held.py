@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import stat
 from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,8 +114,7 @@ class SystemdHeld:
         if not (self._program and await self._is_running() and await self._retarget(program, self._program)):
             async with self._launcher.starting:
                 self._check_open()
-                for name, content in secrets.items():
-                    write_file(Path(self.places.secrets) / name, content, 0o644, None)
+                self._write_keys(secrets)
                 await self._start(program)
         self._program = program
         if self._timer == 0:
@@ -181,6 +181,16 @@ class SystemdHeld:
             if asyncio.get_running_loop().time() > deadline:
                 raise await self._refused(journal, f"was not ready within {seconds:g} s")
             await asyncio.sleep(_POLL)
+
+    def _write_keys(self, secrets: Mapping[str, bytes]) -> None:
+        """For root alone: at each start PID 1 gives them to the data server's user.
+
+        Units that a scistreamd before this one made, in a directory that others enter, do not: theirs are readable.
+        """
+        directory = Path(self.places.secrets)
+        mode = 0o644 if directory.stat().st_mode & stat.S_IXOTH else 0o600
+        for name, content in secrets.items():
+            write_file(directory / name, content, mode, None)
 
     def _write(self, program: Program) -> None:
         for name, text in program.config.items():

@@ -1,9 +1,9 @@
 """The systemd launcher: tunnels as transient units, which outlive the daemon.
 
 `units` says what they are, `systemd1` makes them. A tunnel's files are in a
-directory of its own below the daemon's: ``config`` and ``secrets`` (seen by the
-data server), ``scratch`` (made by PID 1 at each start, for the data server's
-user).
+directory of its own below the daemon's: ``config`` (seen by the data server),
+``secrets`` (PID 1 gives what is in it to the data server's user at each start)
+and ``scratch`` (made by PID 1 at each start, for that user).
 """
 
 from __future__ import annotations
@@ -167,14 +167,15 @@ class SystemdLauncher:
     def make_directories(self, tunnel_id: str) -> None:
         """Make the directories of a tunnel as far as they are missing.
 
-        The tunnel's own keeps everybody but root out. Its data server, whose
-        user is made at each start, sees what is in it by mounts, and reads it
-        as anybody could who got there.
+        The tunnel's own keeps everybody but root out, and that of the keys
+        does so once more. Its data server sees what is in them by mounts; the
+        configuration, which is no secret, it reads as anybody could who got there.
         """
         root = self.runtime / tunnel_id
-        for path, mode in ((root, 0o700), (root / "secrets", 0o755), (root / "config", 0o755)):
-            path.mkdir(mode=mode, exist_ok=True)
-            path.chmod(mode)
+        for path, mode in ((root, 0o700), (root / "secrets", 0o700), (root / "config", 0o755)):
+            with contextlib.suppress(FileExistsError):  # its mode stays: see `SystemdHeld.serve`
+                path.mkdir(mode=mode)
+                path.chmod(mode)  # whatever the umask
         if not (root / "config" / units.SCRIPT).exists():
             write_file(root / "config" / units.SCRIPT, units.WAITING.encode(), 0o644, None)
 

@@ -21,7 +21,7 @@ from pathlib import PurePath, PurePosixPath
 from typing import Any
 
 from scistreamd.errors import BugError
-from scistreamd.plans import Bind, Places, Program
+from scistreamd.plans import CA_FILE, LEAF_FILE, PSK_FILE, Bind, Places, Program
 from scistreamd.unit_properties import ARMOUR, Limits, Property
 
 SLICE = "scistream.slice"
@@ -227,18 +227,39 @@ def _command(*argv: str) -> list[Any]:
 
 def _files(places: Places, runtime: PurePosixPath) -> tuple[Property, ...]:
     """What it sees of the daemon's directory: its configuration, its scratch directory, its keys."""
-    config, secrets, scratch = str(places.config), str(places.secrets), str(places.scratch)
+    config, scratch = str(places.config), str(places.scratch)
+    keys = [str(places.secrets / name) for name in (CA_FILE, LEAF_FILE, PSK_FILE)]
     return (
         Property("TemporaryFileSystem", "a(ss)", [[str(runtime), "mode=0755"]]),
-        # The directories, not their files: those are replaced by rename. No LoadCredential= for the keys: each would
-        # be a mount of the host, and with hundreds of those every start of a unit in armour takes seconds.
-        Property("BindReadOnlyPaths", "a(ssbt)", [[path, path, False, _MS_REC] for path in (config, secrets)]),
+        # Of the configuration the directory, for its files are replaced by rename while the data server runs. Of the
+        # keys the files, as far as they are there: only root enters their directory, and new ones are for a new start.
+        # No LoadCredential= for them: each would be a mount of the host, and with hundreds of those every start of a
+        # unit in armour takes seconds.
+        Property(
+            "BindReadOnlyPaths",
+            "a(ssbt)",
+            [[config, config, False, _MS_REC], *([key, key, True, _MS_REC] for key in keys)],
+        ),
+        Property("ExecStartPre", "a(sasb)", [_give_keys(places)]),
+        # With full privileges. The prefix `+` says the same of one command; but in a transient unit (ExecStartPreEx)
+        # systemd 252 writes it down under that name, which it does not know any more after a daemon-reload.
+        Property("PermissionsStartOnly", "b", True),
         # Made anew for each run: a control socket of the run before would keep nginx from binding. The daemon's
         # directory around it keeps everyone else out, so that root without capabilities can reach what is in it.
         Property("RuntimeDirectory", "as", [str(places.scratch.relative_to("/run"))]),
         Property("RuntimeDirectoryMode", "u", 0o711),
         Property("BindPaths", "a(ssbt)", [[scratch, scratch, False, _MS_REC]]),
     )
+
+
+def _give_keys(places: Places) -> list[Any]:
+    """Each start has a user of its own, whose the keys become: by PID 1, for it is there when no daemon is.
+
+    The command has the unit's mounts, in which the keys are read-only: so it goes by the root of PID 1.
+    """
+    secrets, scratch = (f"/proc/1/root{path}" for path in (places.secrets, places.scratch))
+    chown = ("chown", f"--reference={scratch}", "--", "{}", "+")
+    return _command("/usr/bin/find", secrets, "-type", "f", "-exec", *chown)
 
 
 def _timer(names: Names, seconds: float) -> tuple[Property, ...]:

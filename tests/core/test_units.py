@@ -58,8 +58,15 @@ SERVICE = {
     "TemporaryFileSystem": ("a(ss)", [["/run/scistreamd", "mode=0755"]]),
     "BindReadOnlyPaths": ("a(ssbt)", [
         [*2 * ["/run/scistreamd/0123456789ab/config"], False, 16384],
-        [*2 * ["/run/scistreamd/0123456789ab/secrets"], False, 16384],
+        [*2 * ["/run/scistreamd/0123456789ab/secrets/ca.pem"], True, 16384],
+        [*2 * ["/run/scistreamd/0123456789ab/secrets/leaf.pem"], True, 16384],
+        [*2 * ["/run/scistreamd/0123456789ab/secrets/psk.txt"], True, 16384],
     ]),
+    "ExecStartPre": ("a(sasb)", [["/usr/bin/find", [
+        "/usr/bin/find", "/proc/1/root/run/scistreamd/0123456789ab/secrets", "-type", "f", "-exec", "chown",
+        "--reference=/proc/1/root/run/scistreamd/0123456789ab/scratch", "--", "{}", "+",
+    ], False]]),
+    "PermissionsStartOnly": ("b", True),
     "RuntimeDirectory": ("as", ["scistreamd/0123456789ab/scratch"]),
     "RuntimeDirectoryMode": ("u", 0o711),
     "BindPaths": ("a(ssbt)", [[*2 * ["/run/scistreamd/0123456789ab/scratch"], False, 16384]]),

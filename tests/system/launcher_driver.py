@@ -266,7 +266,25 @@ async def armour(launcher: SystemdLauncher) -> None:
                 assert word not in told
             root = RUNTIME / tunnel.uid.id
             assert root.stat().st_mode & 0o777 == 0o700 and root.stat().st_uid == 0
-            assert (root / "scratch").stat().st_uid >= 61184, "the data server's own user"
+            owner = (root / "scratch").stat().st_uid
+            assert owner >= 61184, "the data server's own user"
+            keys = list((root / "secrets").iterdir())
+            assert len(keys) == 2 and (root / "secrets").stat().st_mode & 0o777 == 0o700
+            assert {(each.stat().st_mode & 0o777, each.stat().st_uid) for each in keys} == {(0o600, owner)}
+
+
+@scene
+async def keys_for_units_of_before(launcher: SystemdLauncher) -> None:
+    """A scistreamd before this one made the directory for everybody, and units that do not give keys away."""
+    tunnel = Tunnel("Nginx", Role.PROD, PORT)
+    async with held(launcher, tunnel) as one:
+        secrets = RUNTIME / tunnel.uid.id / "secrets"
+        secrets.chmod(0o755)
+        assert await SystemdLauncher(launcher.systemd, RUNTIME).adopt(
+            tunnel.uid.id, tunnel.binds, None, tunnel.ear.told
+        )
+        await one.serve(tunnel.program(launcher, APPLICATION), tunnel.keys)
+        assert {each.stat().st_mode & 0o777 for each in (secrets, *secrets.iterdir())} == {0o755, 0o644}
 
 
 @scene
