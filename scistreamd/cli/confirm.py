@@ -64,7 +64,8 @@ def ending(ends: float, now: float) -> str:
         return ""
     if ends <= now:
         return f"has ended on {time.strftime('%Y-%m-%d', time.localtime(ends))}"
-    return f"ends in {max(1, round((ends - now) / 86400))} days"
+    days = max(1, round((ends - now) / 86400))
+    return f"ends in {days} day{'s' if days > 1 else ''}"
 
 
 def yes(question: str) -> bool:

@@ -76,6 +76,9 @@ def test_a_token_of_the_operators(gateway: Host) -> None:
     made = gateway.run(["s2ctl", "token", "create", "detector", "--expires", "1d"])
     assert "/etc/scistreamd/tokens" in made.stderr
     token = made.stdout.strip()
+    titles, row, *_ = gateway.run(["s2ctl", "token", "list"]).stdout.splitlines()
+    assert titles.split() == ["NAME", "ID", "MADE", "ENDS"]
+    assert row[titles.index("ENDS") :].startswith("20")
     gateway.write(CONFIG, '[auth.tokens]\nfile = "/etc/scistreamd/tokens"\n')
     gateway.run(["systemctl", "reload", "scistreamd"])
     assert _REFUSED not in told(gateway)[1]

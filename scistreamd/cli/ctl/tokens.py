@@ -38,7 +38,7 @@ def create(options: Namespace) -> int:
         screen.data(_facts(entry) | {"token": token})
     else:
         output.result(token)
-    output.note("s2ctl", f"{entry.name}: {_ends(entry)}; it is shown this once, and kept nowhere")
+    output.note("s2ctl", f"{entry.name}: it ends {_end(entry)}; the token is shown this once, and kept nowhere")
     if not configured:
         output.note(
             "s2ctl",
@@ -56,7 +56,7 @@ def listed(options: Namespace) -> int:
         screen.data([_facts(each) for each in entries])
         return 0
     rows: list[list[Cell | str]] = [
-        [each.name, each.id, human.moment(each.made * 1_000_000), Cell(_ends(each), RED if _over(each) else "")]
+        [each.name, each.id, human.moment(each.made * 1_000_000), Cell(_end(each), RED if _over(each) else "")]
         for each in entries
     ]
     footer = f"{human.counted(len(rows), 'token')}.".capitalize()
@@ -122,10 +122,11 @@ def _over(entry: tokenfile.Entry) -> bool:
     return entry.ends is not None and entry.ends <= time.time()
 
 
-def _ends(entry: tokenfile.Entry) -> str:
+def _end(entry: tokenfile.Entry) -> str:
+    """For the column ENDS."""
     if entry.ends is None:
-        return "never ends"
-    return f"{'ended' if _over(entry) else 'ends'} {human.moment(entry.ends * 1_000_000)}"
+        return "never"
+    return human.moment(entry.ends * 1_000_000) + (" (over)" if _over(entry) else "")
 
 
 def _facts(entry: tokenfile.Entry) -> dict[str, object]:
