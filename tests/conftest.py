@@ -12,9 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 _PR_SET_CHILD_SUBREAPER = 36
 _ROOT = Path(__file__).parent.parent
+
+# The same examples each time, and however slow the machine is; `make fuzz` looks for others.
+settings.register_profile("tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 
 def children() -> dict[int, str]:
@@ -63,7 +68,7 @@ def meanwhile(request: pytest.FixtureRequest, _adopt_orphans: None) -> Iterator[
 def _no_process_is_left() -> Iterator[None]:
     before = children()
     yield
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while (left := children().keys() - before.keys()) and time.monotonic() < deadline:
         time.sleep(0.05)
     named = [children().get(pid, "gone") for pid in left]

@@ -16,6 +16,7 @@ TOOLS = {
 }
 
 
+@pytest.mark.timeout(600)  # the first run of mypy in a tree
 @pytest.mark.parametrize("tool", TOOLS)
 def test_clean(tool: str) -> None:
     program, *arguments = TOOLS[tool]

@@ -133,7 +133,7 @@ def test_zsh(gateway: Path) -> None:
 
 def told(terminal: int, file: Path, lines: int) -> str:
     """The last of so many lines in the file, while what appears on the terminal is read away."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         with contextlib.suppress(BlockingIOError):
             os.read(terminal, 65536)

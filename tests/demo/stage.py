@@ -18,8 +18,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 _COMMANDS = Path(sys.executable).parent
-_START_SECONDS = 20
-_END_SECONDS = 10
+_START_SECONDS = 60
+_END_SECONDS = 30
 _RUN_SECONDS = 100
 _POLL = 0.02
 

@@ -152,8 +152,8 @@ async def stream(listener: Endpoint, length: int) -> tuple[int, int]:
 
 async def until(true: Callable[[], object], seen: Callable[[], object] = lambda: "") -> None:
     """Wait for what the kernel tells in its own time; a wait in vain ends with what was ``seen`` last."""
-    for _ in range(1000):
+    for _ in range(3000):
         if true():
             return
         await asyncio.sleep(0.02)
-    raise AssertionError(f"not in 20 s: {seen()}")
+    raise AssertionError(f"not in 60 s: {seen()}")

@@ -86,7 +86,7 @@ async def run(*argv: str | Path, cwd: Path, text: str = "") -> tuple[int, str, s
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    out, err = await asyncio.wait_for(child.communicate(text.encode()), 60)
+    out, err = await asyncio.wait_for(child.communicate(text.encode()), 100)
     return child.returncode or 0, out.decode(), err.decode()
 
 
@@ -116,13 +116,13 @@ async def gateway(where: Path, address: str, *options: str) -> AsyncIterator[Gat
         )
     assert process.stdout is not None
     try:
-        first = (await asyncio.wait_for(process.stdout.readline(), 10)).decode()
+        first = (await asyncio.wait_for(process.stdout.readline(), 60)).decode()
         assert "gRPC Server started on" in first, first + log.read_text()
         yield Gateway(address, int(first.rpartition(":")[2]), home / "server.crt", process, log)
     finally:
         if process.returncode is None:
             process.send_signal(signal.SIGTERM)
-        status = await asyncio.wait_for(process.wait(), 20)
+        status = await asyncio.wait_for(process.wait(), 60)
         process._transport.close()  # type: ignore[attr-defined]  # asyncio leaves its pipe to the collector
     assert status == 0, log.read_text()
     assert "Traceback" not in log.read_text(), log.read_text()

@@ -29,7 +29,7 @@ _LINKS = (
     (("consumers2", "192.168.30.10/24"), ("consumer", "192.168.30.11/24")),
 )
 _ROUTE = ("consumers2", "192.168.10.0/24", "192.168.20.10")
-_SECONDS = 30
+_SECONDS = 90
 _POLL = 0.02
 _BLOCK = re.compile(r"^```(\w+)(?: ([\w:./-]+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _PROMPT = re.compile(rf"^({'|'.join(HOSTS)})[$#] (.*)$")

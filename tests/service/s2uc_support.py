@@ -27,7 +27,7 @@ from grpclib.exceptions import GRPCError
 from grpclib.server import Server, Stream
 
 FIRST_PORT = 24000
-SECONDS = 30
+SECONDS = 90
 Fields = dict[int, list[Any]]
 
 

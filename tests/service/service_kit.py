@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,8 +64,8 @@ class Daemon:
         return grpc.aio.secure_channel(f"{host}:{self.ports[index]}", credentials)
 
     async def until(self, happened: Callable[[], bool]) -> None:
-        """Wait for something that the daemon does; fails with its log where it does not come in 20 s."""
-        for _ in range(1000):
+        """Wait for something that the daemon does; fails with its log where it does not come in 60 s."""
+        for _ in range(3000):
             if happened():
                 return
             await asyncio.sleep(0.02)
@@ -78,6 +78,8 @@ class Daemon:
     async def ended(self) -> int:
         """Its exit status."""
         await self.until(lambda: self.process.poll() is not None)
+        for _ in range(2):
+            await asyncio.sleep(0)  # what it has said is heard in a turn of the event loop
         return self.process.returncode
 
 
@@ -88,6 +90,13 @@ def listener(address: str = "127.0.0.1", kind: socket.SocketKind = socket.SOCK_S
     if kind == socket.SOCK_STREAM:
         bound.listen()
     return bound
+
+
+def _all_of(notify: socket.socket) -> Iterator[str]:
+    """The lines of all messages that wait in the socket."""
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            yield from notify.recv(65536).decode().split("\n")
 
 
 @contextlib.asynccontextmanager
@@ -127,7 +136,7 @@ async def daemon(
         )
         made = Daemon(process, home, [each.getsockname()[1] for each in passed])
         loop = asyncio.get_running_loop()
-        loop.add_reader(notify, lambda: made.said.extend(notify.recv(65536).decode().split("\n")))
+        loop.add_reader(notify, lambda: made.said.extend(_all_of(notify)))
         undo.callback(loop.remove_reader, notify)
         try:
             if ready:

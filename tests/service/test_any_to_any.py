@@ -188,15 +188,21 @@ async def test_who_closes_before_sending_anything_is_answered(scene: Field, pair
     outbound = await scene.gateway(pair.outbound, Role.CONS, hop, uid=uid)
     [entry] = outbound.listeners
 
-    def closing() -> bytes:
+    def closing() -> tuple[bytes, bool]:
+        """What is answered, and whether it did close at once: a busy machine may let it wait in between."""
+        began = time.monotonic()
         with socket.create_connection((str(entry.address), entry.port)) as client:
             time.sleep(0.002)
             client.shutdown(socket.SHUT_WR)
-            return b"".join(iter(lambda: client.recv(CHUNK), b""))
+            at_once = time.monotonic() - began < 0.012  # HAProxy waits for it for 20 ms
+            return b"".join(iter(lambda: client.recv(CHUNK), b"")), at_once
 
-    got = [await asyncio.to_thread(closing) for _ in range(4)]
+    got: list[bytes] = []
+    while len(got) < 4:
+        answer, at_once = await asyncio.to_thread(closing)
+        got += [answer] if at_once else []
     await slow.ended()
-    assert got.count(MARKER) >= 3, "one may be late on a busy machine: HAProxy waits for it for a moment only"
+    assert got.count(MARKER) >= 3, got
 
 
 @pytest.mark.parametrize("kind", TYPES)
@@ -344,7 +350,7 @@ async def test_no_more_connections_at_a_time_than_the_tunnel_may_have(scene: Fie
         with contextlib.suppress(asyncio.TimeoutError, ConnectionError):
             await asyncio.wait_for(reader.read(1), 0.3)
         assert came == 2
-    deadline = asyncio.get_running_loop().time() + 20
+    deadline = asyncio.get_running_loop().time() + 60
     while not await answers(listener):
         assert asyncio.get_running_loop().time() < deadline
         await asyncio.sleep(0.05)

@@ -147,8 +147,9 @@ async def test_policies_know_every_name_of_a_certificate(tmp_path: Path) -> None
             credentials = grpc.ssl_channel_credentials(here.certificate.read_bytes(), client[0], client[1])
             async with grpc.aio.secure_channel(f"127.0.0.1:{here.ports[0]}", credentials) as channel:
                 fields = gateways.encode({1: str(uuid.uuid4()), 2: "PROD", 3: 1})
+                seconds = 1 if code is grpc.StatusCode.DEADLINE_EXCEEDED else 60
                 with pytest.raises(grpc.aio.AioRpcError) as caught:
-                    await channel.unary_unary("/scistream.Control/req")(fields, timeout=0.5)
+                    await channel.unary_unary("/scistream.Control/req")(fields, timeout=seconds)
                 assert caught.value.code() is code
 
 
@@ -225,7 +226,7 @@ async def test_several_ways_at_once_and_a_reload_that_changes_them(oidc: Provide
 async def test_who_fails_too_often_waits_and_nobody_waits_for_him(tmp_path: Path) -> None:
     good = await token(tmp_path, "create", "good")
     late = await token(tmp_path, "create", "late")
-    config = PORTS + f'[auth.tokens]\nfile = "{tmp_path / "tokens"}"\n[auth.failures]\nburst = 5\nper_minute = 6\n'
+    config = PORTS + f'[auth.tokens]\nfile = "{tmp_path / "tokens"}"\n[auth.failures]\nburst = 5\nper_minute = 1\n'
     async with gateway(tmp_path, config) as here:
         assert (await ask(here, good)).code is KNOWN
         guesses = [await ask(here, f"scistream_{number}") for number in range(8)]

@@ -96,7 +96,7 @@ async def test_grpcio_with_the_certificate_as_its_root(pair: tuple[Path, Path]) 
 
 @pytest.mark.parametrize("says", [b"", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc"], ids=["silence", "half a hello"])
 async def test_a_stuck_handshake_costs_one_socket_and_times_out(pair: tuple[Path, Path], says: bytes) -> None:
-    async with tls_port(pair, handshake_seconds=0.5) as port:
+    async with tls_port(pair, handshake_seconds=2) as port:
         reader, writer = await asyncio.open_connection(port.host, port.number)
         writer.write(says)
         await until(lambda: port.server.connections == 1)

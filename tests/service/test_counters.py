@@ -151,15 +151,15 @@ def listening(port: int) -> bytes:
 
 async def test_a_tunnel_without_a_connection_ends(tmp_path: Path) -> None:
     """One that is used stays, also by a connection that only is open; so does one that may carry UDP."""
-    async with pair(idle_timeout=1.5) as gateways, peer() as application:
-        idle = await gateways.tunnel(application.at, "Nginx", "Nginx")
+    async with pair(idle_timeout=3) as gateways, peer() as application:
         used = await gateways.tunnel(application.at, "Nginx", "Nginx")
-        datagrams = await gateways.tunnel(application.at, "Nginx", "Nginx", Security.NONE)
         application.hold.clear()
         open_one = asyncio.create_task(stream(used.listener, 1))
+        datagrams = await gateways.tunnel(application.at, "Nginx", "Nginx", Security.NONE)
+        idle = await gateways.tunnel(application.at, "Nginx", "Nginx")
         manager = gateways.inbound.manager
         await until(lambda: idle.uid.id not in [view.id for view in manager.tunnels()])
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(3)
         assert {view.id for view in manager.tunnels()} == {used.uid.id, datagrams.uid.id}
         application.hold.set()
         await open_one

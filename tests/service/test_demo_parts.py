@@ -26,7 +26,7 @@ from tests.demo.addresses import shown
 from tests.demo.stage import ROOT, Stage, StepFailed
 from tests.demo.tls import Records, server_hello
 
-SECONDS = 60
+SECONDS = 240
 MARKER = b"plaintext-0123"
 
 
@@ -195,6 +195,7 @@ def demo(port_range: str) -> subprocess.Popen[str]:
     return subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+@pytest.mark.timeout(300)
 def test_the_demo_in_small() -> None:
     with demo("28200-28229") as process:
         out, _ = process.communicate(timeout=SECONDS)
@@ -212,7 +213,8 @@ def test_an_interrupted_demo_leaves_nothing(number: signal.Signals, step: str) -
             if line.startswith(step):
                 break
         time.sleep(0.3)  # into the middle of the step
-        started = proof.descendants(process.pid)
+        while not (started := proof.descendants(process.pid)):
+            time.sleep(0.05)
         directories = {os.readlink(f"/proc/{each.pid}/cwd") for each in started if each.program == "s2cs"}
         process.send_signal(number)
         process.stdout.read()

@@ -121,7 +121,7 @@ async def run(scene: Field, pair: Pair) -> None:
     assert sorted(streams.received) == sorted(streams.sent)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_slow_readers_get_all(scene: Field) -> None:
     results = await asyncio.gather(*(run(scene, pair) for pair in pairs(*Security)), return_exceptions=True)
     assert [result for result in results if result is not None] == []

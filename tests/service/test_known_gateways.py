@@ -245,7 +245,8 @@ def converse(user: Anybody, ours: int, theirs: int, words: tuple[str, ...], answ
     while time.monotonic() < end:
         done = process.poll() is not None
         with contextlib.suppress(BlockingIOError):
-            screen += os.read(ours, 4096).decode()
+            while more := os.read(ours, 4096):
+                screen += more.decode()
         if waiting and screen.count("yes/no") + screen.count("yes or no") > len(answers) - len(waiting):
             os.write(ours, waiting.pop(0).encode() if waiting[0] == "\x03" else f"{waiting.pop(0)}\n".encode())
         if done:

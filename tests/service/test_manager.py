@@ -100,13 +100,26 @@ class Gateway:
         await self.hello(uid, *(entries or (TARGET,)))
         return await asked
 
+    async def freed(self) -> None:
+        """Return when nothing is left, which comes by itself."""
+        while len(self.manager) or os.listdir(self.runtime) != ["lock"]:  # noqa: ASYNC110  no event to wait for
+            await asyncio.sleep(0.02)
+        self.nothing_is_left()
+
+    async def holds(self, *ports: int) -> None:
+        """Return when these ports are held for a request that waits."""
+        while not all(listening(port) for port in ports):  # noqa: ASYNC110  the kernel tells nobody
+            await asyncio.sleep(0.02)
+
     def nothing_is_left(self) -> None:
         assert len(self.manager) == 0
         assert self.manager.free_ports == len(RANGE)
         assert os.listdir(self.runtime) == ["lock"]
         for port in RANGE:
             with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a stream's TIME_WAIT is no listener
                 probe.bind(("127.0.0.1", port))
+                probe.listen()
 
 
 @contextlib.asynccontextmanager
@@ -124,7 +137,7 @@ async def gateway(settings: Settings = SETTINGS) -> AsyncIterator[Gateway]:
 
 async def refusal(call: asyncio.Future[Answer] | asyncio.Task[Answer]) -> ScistreamError:
     with pytest.raises(ScistreamError) as caught:
-        await asyncio.wait_for(call, 10)
+        await asyncio.wait_for(call, 60)
     return caught.value
 
 
@@ -153,35 +166,34 @@ async def test_a_life() -> None:
 
 
 async def test_ports_are_held_from_req_on_and_free_on_every_way_out() -> None:
-    quick = replace(SETTINGS, times=Times(hello=0.3, early_hello=0.1, update=0.3))
+    quick = replace(SETTINGS, times=Times(hello=1, early_hello=0.1, update=0.3))
     async with gateway(quick) as here:
         # no hello in time
         uid = Uid.random()
         asked = here.req(uid, count=3)
-        await asyncio.sleep(0.1)
-        assert all(listening(port) for port in (26200, 26201, 26202))
+        await here.holds(26200, 26201, 26202)
         assert (await refusal(asked)).code is Code.DEADLINE_EXCEEDED
         here.nothing_is_left()
+        # no update in time
+        await here.ready(uid)
+        await here.freed()
+    async with gateway() as here:
         # the client goes away
         asked = here.req(uid, count=3)
-        await asyncio.sleep(0.05)
+        await here.holds(26200, 26201, 26202)
         asked.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asked
         here.nothing_is_left()
-        # no update in time
-        await here.ready(uid)
-        await asyncio.sleep(0.5)
-        here.nothing_is_left()
         # released while it waits
         asked = here.req(uid)
-        await asyncio.sleep(0.05)
+        await here.holds(26203)
         await here.release(uid)
         assert (await refusal(asked)).code is Code.CANCELLED
         here.nothing_is_left()
         # the daemon stops
         asked = here.req(uid)
-        await asyncio.sleep(0.05)
+        await here.holds(26204)
         await here.manager.close()
         assert (await refusal(asked)).code is Code.CANCELLED
         here.nothing_is_left()
@@ -292,8 +304,11 @@ async def test_wished_ports_of_an_outbound_tunnel() -> None:
             assert len(set(got)) == 5
         # what another request holds and has not settled on changes hands
         waiting = here.req(three, Role.CONS, 1)
-        await asyncio.sleep(0.05)
-        [provisional] = [port for port in RANGE if port not in (26205, 26201, *got) and listening(port)]
+        provisional = 0
+        while not provisional:
+            await asyncio.sleep(0.02)
+            others = (port for port in RANGE if port not in (26205, 26201, *got))
+            provisional = next((port for port in others if listening(port)), 0)
         assert await settled(four, provisional) == [provisional]
         await here.hello(three, role=Role.CONS)
         [other] = (await waiting).listeners
@@ -315,12 +330,13 @@ async def test_exact_ports_or_none() -> None:
 
 
 async def test_an_early_hello_waits_for_its_req() -> None:
-    async with gateway() as here:
+    async with gateway(replace(SETTINGS, times=Times(early_hello=60))) as here:
         uid = Uid.random()
         early = asyncio.create_task(here.hello(uid, TARGET))
         await asyncio.sleep(0.1)
         assert (await here.req(uid)).targets == (TARGET,)
         await early
+    async with gateway() as here:
         with pytest.raises(ScistreamError) as caught:
             await here.hello(Uid.random(), TARGET)
         assert caught.value.code is Code.NOT_FOUND
@@ -440,13 +456,12 @@ def test_the_address_that_others_dial_is_one_of_the_hosts() -> None:
 async def test_a_lifetime_ends_the_tunnel() -> None:
     async with gateway() as here:
         uid = Uid.random()
-        asked = here.req(uid, options=Options(lifetime=1))
+        asked = here.req(uid, options=Options(lifetime=4))
         await here.hello(uid, TARGET)
         await asked
         await here.update(uid, TARGET)
         assert listening(26200)
-        await asyncio.sleep(1.5)
-        here.nothing_is_left()
+        await here.freed()
 
 
 @pytest.mark.parametrize(

@@ -78,8 +78,9 @@ domain = ["ornl.example"]
         for name, token in names.items():
             call = way.unary_unary("/scistream.Control/req")
             fields = encode({1: str(uuid.uuid4()), 2: "PROD", 3: 1})
+            seconds = 60 if name == "mallory" else 2
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await call(fields, metadata=(("authorization", token),), timeout=1)
+                await call(fields, metadata=(("authorization", token),), timeout=seconds)
             codes[name] = str(caught.value.details())
         assert codes["alice"] == codes["bob"] == "Deadline Exceeded"  # they waited for hello
         # She has Alice's address, but nobody has verified that.
@@ -89,23 +90,27 @@ domain = ["ornl.example"]
 async def test_what_the_provider_said_is_remembered_for_a_short_time(oidc: Provider, tmp_path: Path) -> None:
     token = await oidc.robot_token()
     async with (
-        gateway(tmp_path, oauth2(oidc, tmp_path, "cache = 2", "negative_cache = 1")) as here,
+        gateway(tmp_path, oauth2(oidc, tmp_path, "cache = 5", "negative_cache = 3")) as here,
         here.channel() as way,
     ):
         before = await oidc.asked()
+        began = time.monotonic()
         answers = await asyncio.gather(*(ask(here, token, channel=way) for _ in range(10)))
         assert {each.code for each in answers} == {KNOWN}
         assert await oidc.asked() == before + 1
         await oidc.revoke(token)
-        assert (await ask(here, token)).code is KNOWN
-        await asyncio.sleep(2)
+        again = await ask(here, token)
+        assert again.code is KNOWN or time.monotonic() - began > 5
+        await asyncio.sleep(5)
+        began = time.monotonic()
         assert (await ask(here, token)).code is UNKNOWN
         assert await oidc.asked() == before + 2
         assert (await ask(here, token)).code is UNKNOWN
-        assert await oidc.asked() == before + 2
-        await asyncio.sleep(1)
+        asked = await oidc.asked()
+        assert asked == before + 2 or time.monotonic() - began > 3
+        await asyncio.sleep(3)
         assert (await ask(here, token)).code is UNKNOWN
-        assert await oidc.asked() == before + 3
+        assert await oidc.asked() == asked + 1
 
 
 async def test_a_token_ends_when_it_ends_however_long_answers_are_remembered(oidc: Provider, tmp_path: Path) -> None:
@@ -130,14 +135,14 @@ async def test_the_audience_of_a_token(oidc: Provider, tmp_path: Path) -> None:
 async def test_a_provider_that_is_slow_or_down_lets_nobody_in(tmp_path: Path) -> None:
     async with provider() as own:
         token = await own.robot_token()
-        config = oauth2(own, tmp_path, "cache = 0", "negative_cache = 0", "timeout = 1")
+        config = oauth2(own, tmp_path, "cache = 0", "negative_cache = 0", "timeout = 3")
         async with gateway(tmp_path, config) as here:
             assert (await ask(here, token)).code is KNOWN
             own.freeze()
             said = await ask(here, token)
             assert said.code is UNAVAILABLE
             assert own.issuer not in said.message
-            assert "no answer in 1 s" in here.log
+            assert "no answer in 3 s" in here.log
             # Who brings nothing is told where to log in all the same, and health answers.
             assert (await ask(here)).code is UNKNOWN
             own.thaw()
@@ -206,7 +211,7 @@ async def test_an_id_token_is_no_access_token(oidc: Provider, tmp_path: Path) ->
 async def test_new_keys_of_the_provider_are_found_and_a_provider_that_is_down_is_no_yes(tmp_path: Path) -> None:
     async with provider() as own:
         old = await own.robot_token(resource=JWT)
-        config = oauth2(own, tmp_path, "no client_id", f'audience = "{JWT}"', "timeout = 1")
+        config = oauth2(own, tmp_path, "no client_id", f'audience = "{JWT}"', "timeout = 20")
         async with gateway(tmp_path, config) as here:
             assert (await ask(here, old)).code is KNOWN
             own.stop()
@@ -228,7 +233,7 @@ async def test_clocks_that_differ(tmp_path: Path, offset: int, leeway: int, code
     """Tokens live for 600 s by the provider's clock."""
     async with provider(clock=offset) as own:
         token = await own.robot_token(resource=JWT)
-        assert abs(claims(token)["iat"] - time.time() - offset) < 5
+        assert abs(claims(token)["iat"] - time.time() - offset) < 60
         opaque = await own.robot_token()
         jwts = oauth2(own, tmp_path, "no client_id", f'audience = "{JWT}"', f"leeway = {leeway}")
         async with gateway(tmp_path, jwts) as here:

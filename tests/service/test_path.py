@@ -65,7 +65,7 @@ async def test_a_good_hop_and_no_byte_for_the_application(scene: Field, pair: Pa
         good = await found(listener, uid, throughput=0.3)
         assert (good.outcome, good.hint) == (Outcome.OK, ""), good
         assert min(good.connect_usec, good.handshake_usec, good.rtt_usec) > 0
-        assert min(good.sent_bytes, good.throughput) > 1_000_000, good
+        assert min(good.sent_bytes, good.throughput) > 100_000, good
     assert (one.accepted, other.accepted) == (0, 0)
     # The same hop, for what it is there for; also after a reload.
     assert [await answers(listener) for listener in outbound.listeners] == [True, True]
@@ -210,7 +210,7 @@ async def test_what_is_no_gateway(scene: Field, behaviour: Handler, outcome: Out
 
 
 async def test_what_connects_and_says_nothing(scene: Field) -> None:
-    silent = await found(await scene.application(says_nothing), Uid.random(), seconds=0.5)
+    silent = await found(await scene.application(says_nothing), Uid.random(), seconds=1.5)
     assert (silent.outcome, silent.connect_usec > 0) == (Outcome.SILENT, True)
 
 

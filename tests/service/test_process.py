@@ -73,7 +73,7 @@ def program(held_config: object, content: str, *, code: str = ECHO, ready: str =
     )
 
 
-async def ask(port: int, seconds: float = 10) -> str:
+async def ask(port: int, seconds: float = 60) -> str:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         return (await asyncio.wait_for(reader.read(), seconds)).decode()
@@ -179,9 +179,10 @@ async def test_an_update_while_it_is_started_again(runtime: Path, monkeypatch: p
 
 
 async def test_a_reload_that_fails_leaves_the_configuration_before(runtime: Path) -> None:
-    launcher, port = ProcessLauncher(runtime, start_seconds=0.5), free_port()
+    launcher, port = ProcessLauncher(runtime), free_port()
     held = await launcher.hold(ID, binds(port), never)
     await held.serve(program(held.places.config, "one"), {})
+    launcher.start_seconds = 0.5
     with pytest.raises(ScistreamError, match="not ready within"):
         await held.serve(program(held.places.config, "two", ready="never"), {})
     assert (Path(held.places.config) / "echo.conf").read_text() == "one"
@@ -294,7 +295,7 @@ asyncio.run(main())
     pidfd = os.pidfd_open(child)
     ended = asyncio.Event()
     asyncio.get_running_loop().add_reader(pidfd, ended.set)
-    await asyncio.wait_for(ended.wait(), 10)
+    await asyncio.wait_for(ended.wait(), 60)
     asyncio.get_running_loop().remove_reader(pidfd)
     os.close(pidfd)
     os.waitpid(child, 0)  # ours as its subreaper; it has ended

@@ -71,7 +71,7 @@ async def test_a_stream_through_two_gateways(tmp_path: Path, kind: str) -> None:
         writer.write(b"after\n")
         assert await reader.readline() == b"one after\n"
         await producer.release(uid)
-        assert await asyncio.wait_for(reader.read(), 10) == b""
+        assert await asyncio.wait_for(reader.read(), 60) == b""
         writer.close()
         await consumer.release(uid)
         for port in (26300, 26301, 26305):
@@ -136,10 +136,21 @@ async def test_three_hundred_that_wait_block_nobody(tmp_path: Path) -> None:
         for each in asked:
             each.cancel()
         await asyncio.wait(asked)
-        await asyncio.sleep(0.5)
-        uid = str(uuid.uuid4())
-        assert len(await Deployed(other).request(uid, "PROD", 100, [target])) == 100
-        await Deployed(other).release(uid)
+        assert len(await given(Deployed(other), 128, target)) == 128
+
+
+async def given(caller: Deployed, count: int, target: str) -> list[str]:
+    """So many listeners, released again: asked for until those that others gave up are free."""
+    uid = str(uuid.uuid4())
+    while True:
+        try:
+            listeners = await caller.request(uid, "PROD", count, [target])
+        except grpc.aio.AioRpcError as refused:
+            assert refused.code() in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.NOT_FOUND)
+            await asyncio.sleep(0.1)
+        else:
+            await caller.release(uid)
+            return listeners
 
 
 async def test_a_dropped_connection_frees_its_ports(tmp_path: Path) -> None:
@@ -150,15 +161,19 @@ async def test_a_dropped_connection_frees_its_ports(tmp_path: Path) -> None:
         )  # fmt: skip
         assert killed.stdout is not None
         await killed.stdout.readline()
-        await asyncio.sleep(0.5)
+        while not all(held(here.address, port) for port in range(26300, 26304)):  # noqa: ASYNC110  they tell nobody
+            await asyncio.sleep(0.05)
         full = Deployed(channel).call("req", {1: str(uuid.uuid4()), 2: "PROD", 3: 1, 4: 0})
         assert await status_of(full) is grpc.StatusCode.RESOURCE_EXHAUSTED
         killed.kill()
         await killed.communicate()
-        await asyncio.sleep(0.5)
-        uid = str(uuid.uuid4())
-        assert len(await Deployed(channel).request(uid, "PROD", 4, ["127.0.0.1:1"])) == 4
-        await Deployed(channel).release(uid)
+        assert len(await given(Deployed(channel), 4, "127.0.0.1:1")) == 4
+
+
+def held(address: str, port: int) -> bool:
+    """Whether a connection is taken there."""
+    with socket.socket() as probe:
+        return probe.connect_ex((address, port)) == 0
 
 
 BAD: list[tuple[str, dict[int, object], str, str]] = [
@@ -235,7 +250,7 @@ async def test_it_ends_all_on_sigterm_and_in_time(tmp_path: Path, memory: Path) 
         await asyncio.sleep(0.3)
         here.process.send_signal(signal.SIGTERM)
         assert await status_of(waiting) is grpc.StatusCode.UNAVAILABLE
-        assert await asyncio.wait_for(here.process.wait(), 10) == 0
+        assert await asyncio.wait_for(here.process.wait(), 60) == 0
     assert not places(memory)
 
 
@@ -401,6 +416,6 @@ async def test_stuck_clients_cost_a_socket_and_nobody_waits_for_them(tmp_path: P
         for client in stuck:
             client.setblocking(False)
             with contextlib.suppress(ConnectionError):
-                while await asyncio.wait_for(loop.sock_recv(client, 4096), 30):
+                while await asyncio.wait_for(loop.sock_recv(client, 4096), 90):
                     pass
             client.close()

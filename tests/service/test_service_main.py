@@ -126,8 +126,10 @@ async def test_the_watchdog_hears_of_a_daemon_that_works_and_not_of_one_that_han
     async with daemon(tmp_path, CONFIG, environment={"WATCHDOG_USEC": "200000"}) as here:
         await here.until(lambda: here.said.count("WATCHDOG=1") >= 5)
         here.process.send_signal(signal.SIGSTOP)
-        await asyncio.sleep(0.3)
-        before = here.said.count("WATCHDOG=1")
+        heard, before = -1, here.said.count("WATCHDOG=1")
+        while heard != before:  # what it said before it was stopped
+            await asyncio.sleep(0.3)
+            heard, before = before, here.said.count("WATCHDOG=1")
         await asyncio.sleep(0.6)
         assert here.said.count("WATCHDOG=1") == before
         here.process.send_signal(signal.SIGCONT)

@@ -20,7 +20,7 @@ from tests.service.gateways import application, run, say
 
 ROOT = Path(__file__).parent.parent.parent
 COMMANDS = {"s2cs", "s2uc", "s2ctl", "scistreamd"}
-pytestmark = pytest.mark.timeout(300)  # pip gets libraries
+pytestmark = pytest.mark.timeout(600)  # pip gets libraries
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from tests.system.trees import Trees, digest, mount_overlay
 
 _PACKAGES = "firewalld ufw docker.io iptables"
 _INSTALL = f"apt-get update -qq && apt-get install -qq -y --no-install-recommends {_PACKAGES}"
-_SECONDS = 40
+_SECONDS = 120
 # What programs expect to be there. All of it is gone with the mount namespace that it is made in.
 _FURNISH = """
 set -eu
