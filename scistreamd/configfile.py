@@ -6,7 +6,9 @@ Reading files is `configread`'s job.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 from scistreamd import dataserver
@@ -37,6 +39,16 @@ def parse(documents: Sequence[Document]) -> Settings:
             origin[name] = file
     _check_together(settings, origin)
     return settings
+
+
+def naming(documents: Sequence[Document], message: str) -> str:
+    """Which file and key of the documents name a file that the message speaks of, as its beginning; or ""."""
+    words = re.split(r"[\s:;,]+", message)
+    for file, document in reversed(documents):
+        for name, value in _leaves(file, document, ""):
+            if isinstance(value, str) and value.startswith("/") and str(PurePosixPath(value)) in words:
+                return f"{file}: {name}: "
+    return ""
 
 
 def needs_restart(before: Settings, after: Settings) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from scistreamd import configfile
@@ -22,7 +24,21 @@ def read(path: Path, *, required: bool) -> Settings:
     Raises ScistreamError: INVALID_ARGUMENT naming file and line or key,
     NOT_FOUND, FAILED_PRECONDITION where something cannot be read.
     """
-    return configfile.parse([(str(file), _document(file)) for file in files(path, required=required)])
+    return configfile.parse(_documents(path, required))
+
+
+@contextlib.contextmanager
+def blaming(path: Path, *, required: bool) -> Iterator[None]:
+    """An error in here about a file that the configuration names begins with the configuration's file and key."""
+    try:
+        yield
+    except ScistreamError as problem:
+        where = configfile.naming(_documents(path, required), problem.message)
+        raise ScistreamError(problem.code, f"{where}{problem.message}", problem.hint) from None
+
+
+def _documents(path: Path, required: bool) -> list[configfile.Document]:
+    return [(str(file), _document(file)) for file in files(path, required=required)]
 
 
 def files(path: Path, *, required: bool) -> list[Path]:

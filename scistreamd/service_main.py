@@ -72,9 +72,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _settings(options: Namespace) -> Settings:
     from scistreamd.configread import read
 
+    path, required = _source(options)
+    return read(path, required=required)
+
+
+def _blaming(options: Namespace) -> contextlib.AbstractContextManager[None]:
+    from scistreamd.configread import blaming
+
+    path, required = _source(options)
+    return blaming(path, required=required)
+
+
+def _source(options: Namespace) -> tuple[Path, bool]:
+    """The configuration's file, and whether it has to be there."""
     if options.config is not None:
-        return read(Path(options.config), required=True)
-    return read(_directory("CONFIGURATION_DIRECTORY", "/etc/scistreamd") / _FILE, required=False)
+        return Path(options.config), True
+    return _directory("CONFIGURATION_DIRECTORY", "/etc/scistreamd") / _FILE, False
 
 
 def _check(options: Namespace) -> int:
@@ -83,13 +96,14 @@ def _check(options: Namespace) -> int:
     from scistreamd.configfile import effective
 
     settings = _settings(options)
-    if settings.control.certificate is not None:
-        from scistreamd.control.tls import server_context
+    with _blaming(options):
+        if settings.control.certificate is not None:
+            from scistreamd.control.tls import server_context
 
-        server_context(*_certificate(settings), settings.auth.mtls)
-    # Its other sources are the daemon's alone.
-    known = settings.auth.oauth2.client_secret_file is not None
-    authenticators.build(settings.auth, client_secret if known else lambda auth: "")
+            server_context(*_certificate(settings), settings.auth.mtls)
+        # Its other sources are the daemon's alone.
+        known = settings.auth.oauth2.client_secret_file is not None
+        authenticators.build(settings.auth, client_secret if known else lambda auth: "")
     if not options.quiet:
         print(effective(settings), end="")
     return 0
@@ -117,7 +131,7 @@ def _serve(options: Namespace) -> int:
             passed = inherited_sockets(os.environ)
             undo.callback(_turn_away, passed.every)
             _refuse_nothing_to_serve(passed.control)
-            plug = functools.partial(_plug, passed.metrics)
+            plug = functools.partial(_plug, functools.partial(_authenticators, options), passed.metrics)
             service = Service(lambda: _load(options), _certificate, passed.control, notifier, plug)
             return daemon.run_to_its_end(service.run())
         except ScistreamError as error:
@@ -128,7 +142,10 @@ def _serve(options: Namespace) -> int:
 
 @contextlib.asynccontextmanager
 async def _plug(
-    metrics: Sequence[socket.socket], settings: Settings, reload: Callable[[], None]
+    authenticators: Callable[[Settings], Sequence[Authenticator]],
+    metrics: Sequence[socket.socket],
+    settings: Settings,
+    reload: Callable[[], None],
 ) -> AsyncIterator[Plugged]:
     """What this host has beyond the parts of every gateway: the one place to plug it in."""
     from scistreamd.activation import started_by_systemd
@@ -140,7 +157,7 @@ async def _plug(
             "not started by systemd as a service of this host: data servers are children, and end with the daemon"
         )
         async with kernel_traffic(settings, lasting=False) as traffic:
-            yield Plugged(traffic=traffic, authenticators=_authenticators, doors=_metrics_doors(metrics))
+            yield Plugged(traffic=traffic, authenticators=authenticators, doors=_metrics_doors(metrics))
         return
     from scistreamd.bus import Bus
     from scistreamd.bus_door import BusDoor
@@ -167,7 +184,7 @@ async def _plug(
                 store=FileStore(_state() / "tunnels", runtime / "ended"),
                 authority=Polkit(bus),
                 traffic=traffic,
-                authenticators=_authenticators,
+                authenticators=authenticators,
                 counter_books=FileCounterBooks(_state() / "counters"),
                 doors=[
                     lambda manager, gate, counters: BusDoor(
@@ -204,11 +221,12 @@ def _refuse(problem: ScistreamError) -> NoReturn:
     raise problem
 
 
-def _authenticators(settings: Settings) -> Sequence[Authenticator]:
+def _authenticators(options: Namespace, settings: Settings) -> Sequence[Authenticator]:
     from scistreamd import authenticators
     from scistreamd.authenticators.secret import client_secret
 
-    return authenticators.build(settings.auth, client_secret)
+    with _blaming(options):
+        return authenticators.build(settings.auth, client_secret)
 
 
 def _load(options: Namespace) -> tuple[Settings, ssl.SSLContext]:
@@ -219,7 +237,8 @@ def _load(options: Namespace) -> tuple[Settings, ssl.SSLContext]:
     settings = _settings(options)
     if settings.control.certificate is None:
         ensure(_state() / "control")
-    return settings, server_context(*_certificate(settings), settings.auth.mtls)
+    with _blaming(options):
+        return settings, server_context(*_certificate(settings), settings.auth.mtls)
 
 
 def _certificate(settings: Settings) -> tuple[Path, Path]:

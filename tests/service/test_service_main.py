@@ -206,7 +206,26 @@ async def test_a_reload_with_an_error_changes_nothing(tmp_path: Path) -> None:
     [
         ("times.helo = 5", 3, ["scistreamd.toml: times.helo: no such key", "did you mean times.hello?"]),
         ("x = ", 3, ["scistreamd.toml", "line 1"]),
-        ("control.certificate = '/nowhere.crt'\ncontrol.key = '/nowhere.key'", 9, ["/nowhere.crt"]),
+        (
+            "control.certificate = '/nowhere.crt'\ncontrol.key = '/nowhere.key'",
+            9,
+            ["scistreamd.toml: control.certificate: server certificate /nowhere.crt does not exist", "make one"],
+        ),
+        (
+            "control.certificate = '/etc/hostname'\ncontrol.key = '/etc//nowhere.key'",
+            9,
+            ["scistreamd.toml: control.key: server key /etc/nowhere.key does not exist", "make one"],
+        ),
+        (
+            "[auth.oauth2]\nclient_id = 'c'\nclient_secret_file = '/nowhere'",
+            9,
+            ["scistreamd.toml: auth.oauth2.client_secret_file: cannot read the client secret /nowhere", "check owner"],
+        ),
+        (
+            "auth.tokens.file = '/etc/passwd'",
+            3,
+            ["scistreamd.toml: auth.tokens.file: /etc/passwd: line 1 is no token's line", "writes this file"],
+        ),
     ],
 )
 async def test_what_it_does_not_start_with(tmp_path: Path, config: str, status: int, words: list[str]) -> None:
