@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,13 +15,16 @@ from scistreamd.firewalld import Firewalld
 from scistreamd.interfaces import Flow
 from scistreamd.model import Endpoint, IPNetwork, PortRange, Role
 from scistreamd.nft.host import Host
-from scistreamd.nft.judgement import Judgement, judge
+from scistreamd.nft.judgement import Judgement
 from scistreamd.nft.ruleset import Ruleset
+from scistreamd.nft.shared import Judge
 from scistreamd.nft_dump import RulesetReader
 from scistreamd.plans import Bind
 
 _T = TypeVar("_T")
 _SECONDS_BETWEEN_LOOKS = 10.0
+# A start waits this long for verdicts on the tunnels that there are; of a big ruleset they come later.
+_START_SECONDS, _AT_ONCE = 0.5, 20
 _HOST_SECONDS = 2.0  # how long a look at interfaces and routes is good for
 _NOT_OPENED = (
     'firewall = "manage" opens firewalld alone, which does not run here, and a rule of ours undoes no other table\'s'
@@ -43,12 +45,12 @@ class Firewall:
         # One thread: reading and judging big rulesets takes long, and must not stall the event loop.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="firewall")
         self._reader: RulesetReader | None = None
-        self._ruleset, self._host, self._looked = Ruleset(), Host((), ()), 0.0
-        self._verdicts: dict[object, Judgement] = {}
+        self._judge, self._looked = Judge(Ruleset(), Host((), ())), 0.0
         self._flows: dict[str, Flow] = {}
         self._problems: dict[str, tuple[str, ...]] = {}  # of opening it
         self._say: Said = lambda _id, _warnings: None
         self._watcher: asyncio.Task[None] | None = None
+        self._judging: asyncio.Task[dict[str, tuple[str, ...]]] | None = None
 
     def watch(self, say: Said) -> None:
         """See `interfaces.Traffic.watch`."""
@@ -83,17 +85,26 @@ class Firewall:
         if self._firewalld is not None:
             problems = await self._firewalld.reconcile(flows)
             self._problems = {flow.tunnel_id: problems for flow in flows if problems}
-        self._begin()
-        # All in one go: hundreds of tunnels would each wait for the thread.
-        judged = await self._run(lambda: [self._judged(flow.binds, flow.allow_from) for flow in flows])
-        return {flow.tunnel_id: self._told(flow, each) for flow, each in zip(flows, judged, strict=True)}
+        self._judging = asyncio.create_task(self._every_warning(flows), name="judge tunnels")
+        done, _ = await asyncio.wait([self._judging], timeout=_START_SECONDS)
+        self._begin(None if done else self._judging)
+        return self._judging.result() if done else {}
+
+    async def _every_warning(self, flows: Sequence[Flow]) -> dict[str, tuple[str, ...]]:
+        told = {}
+        for at in range(0, len(flows), _AT_ONCE):
+            # Some in one go: hundreds of tunnels would each wait for the thread.
+            some = flows[at : at + _AT_ONCE]
+            judged = await self._run(lambda some=some: [self._judged(flow.binds, flow.allow_from) for flow in some])
+            told.update({flow.tunnel_id: self._told(flow, each) for flow, each in zip(some, judged, strict=True)})
+        return told
 
     async def close(self) -> None:
         """See `interfaces.Traffic.close`."""
-        if self._watcher is not None:
-            self._watcher.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._watcher
+        for task in (self._watcher, self._judging):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
         if self._firewalld is not None:
             await self._firewalld.close()
         await self._run(self._close_reader)
@@ -154,24 +165,21 @@ class Firewall:
         """Read what has changed; what was judged by it before is forgotten."""
         if self._reader is None:
             self._reader = RulesetReader()
-        ruleset, now = self._reader.ruleset(), time.monotonic()
-        if ruleset != self._ruleset or now > self._looked + _HOST_SECONDS:
+        ruleset, now, before = self._reader.ruleset(), time.monotonic(), self._judge
+        if ruleset != before.ruleset or now > self._looked + _HOST_SECONDS:
             from scistreamd import host_view  # noqa: PLC0415  pyroute2 takes a third of a second
 
             # A host without rules, as most are, needs no look at its routes.
-            self._host = host_view.look() if ruleset.filters else Host((), ())
-            self._ruleset, self._looked = ruleset, now
-            self._verdicts.clear()
+            host = host_view.look() if ruleset.filters else Host((), ())
+            self._looked = now
+            if (ruleset, host) != (before.ruleset, before.host):
+                self._judge = Judge(ruleset, host)
 
     def _one(self, bind: Bind, allow_from: tuple[IPNetwork, ...]) -> Judgement:
-        if not self._ruleset.filters:
+        if not self._judge.ruleset.filters:
             return Judgement("accept")
-        key = bind.endpoint, bind.udp, allow_from
-        if key not in self._verdicts:
-            ports = self._ports if self._ports.first <= bind.endpoint.port <= self._ports.last else None
-            said = judge(self._ruleset, self._host, bind.endpoint, allow_from, ports, udp=bind.udp)
-            self._verdicts[key] = said
-        return self._verdicts[key]
+        ports = self._ports if self._ports.first <= bind.endpoint.port <= self._ports.last else None
+        return self._judge.judge(bind.endpoint, allow_from, ports, udp=bind.udp)
 
     def _generation(self) -> int:
         try:
@@ -185,13 +193,18 @@ class Firewall:
 
     # When the firewall changes
 
-    def _begin(self) -> None:
+    def _begin(self, judging: asyncio.Task[dict[str, tuple[str, ...]]] | None = None) -> None:
+        """``judging``: what is to be said later, of the tunnels that there were at the start."""
         if self._watcher is None:
-            self._watcher = asyncio.create_task(self._watch(), name="firewall watch")
+            self._watcher = asyncio.create_task(self._watch(judging), name="firewall watch")
 
-    async def _watch(self) -> None:
+    async def _watch(self, judging: asyncio.Task[dict[str, tuple[str, ...]]] | None) -> None:
         """Judge all tunnels again when somebody has changed the rules."""
         seen = await self._run(self._generation)
+        if judging is not None:
+            for tunnel_id, warnings in (await judging).items():
+                if tunnel_id in self._flows:
+                    self._say(tunnel_id, warnings)
         while True:
             await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
             now = await self._run(self._generation) if self._flows else seen

@@ -33,7 +33,7 @@ async def kernel_traffic(
     count = PacketCount(table, settings.port_range, every=lasting)
     try:
         firewalld = Firewalld(settings.port_range, runtime) if settings.firewall is FirewallMode.MANAGE else None
-        # The firewall last: it is judged with the rules of ours.
+        # The firewall last: it may refuse, and opens what the others guard by then.
         yield Guard(table), Rates(table), count, Firewall(settings.firewall, settings.port_range, firewalld)
     finally:
         count.disconnect()

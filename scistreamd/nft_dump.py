@@ -16,11 +16,13 @@ from scistreamd.netlink import DUMP, NETLINK_NETFILTER, Netlink, Refused
 from scistreamd.nft.attributes import entries, number, table
 from scistreamd.nft.decode import FAMILIES, Dump, Message, tables
 from scistreamd.nft.ruleset import Ruleset
+from scistreamd.nftrules import MARK
 
 _SUBSYSTEM = 10 << 8  # NFNL_SUBSYS_NFTABLES
 _TABLE, _CHAIN, _RULE, _SET, _ELEMENTS, _GENERATION = 1, 4, 7, 10, 13, 16  # NFT_MSG_GET...
 _TRIES = 5
 _HEADERS = 16 + 4  # struct nlmsghdr, struct nfgenmsg
+_USERDATA = 6  # NFTA_TABLE_USERDATA
 _FAMILY = 16  # where nfgenmsg names it
 _NUMBERS = {name: number for number, name in FAMILIES.items()}
 # What x_tables lists while a table of the old iptables is there (readable by root alone).
@@ -58,7 +60,7 @@ class RulesetReader:
             raise _refused(problem) from problem
 
     def ruleset(self) -> Ruleset:
-        """The ruleset as of one moment.
+        """The ruleset as of one moment, without tables of scistreamd's own: they refuse only who may not connect.
 
         Raises ScistreamError: PERMISSION_DENIED without CAP_NET_ADMIN, UNAVAILABLE where nftables is not there or
         changes faster than it can be read.
@@ -88,7 +90,8 @@ class RulesetReader:
             parts = self._ask(_ELEMENTS, _NUMBERS[family], [(1, table_name), (2, name)])
             listed = [element for part in parts for element in entries(part.attributes.get(3, b""))]
             elements[family, table_name, name] = [table(element) for element in listed]
-        return Dump(self._ask(_TABLE), self._ask(_CHAIN), self._ask(_RULE), sets, elements)
+        others = [each for each in self._ask(_TABLE) if each.attributes.get(_USERDATA) != MARK]
+        return Dump(others, self._ask(_CHAIN), self._ask(_RULE), sets, elements)
 
     def _ask(
         self, kind: int, family: int = 0, names: Iterable[tuple[int, str]] = (), flags: int = DUMP

@@ -14,13 +14,12 @@ from pyroute2.netlink.nfnetlink import nftsocket as nft
 
 from scistreamd.netattributes import attribute
 from scistreamd.netlink import APPEND, CREATE, Order, encoded
-from scistreamd.nftrules import PORT_KEY_BYTES, Byte, Chain, Expression, Map, PortCounts, Rule, Section, Verdict
+from scistreamd.nftrules import MARK, PORT_KEY_BYTES, Byte, Chain, Expression, Map, PortCounts, Rule, Section, Verdict
 
 GETTABLE, GETCHAIN = nft.NFT_MSG_GETTABLE, nft.NFT_MSG_GETCHAIN
 GETRULE, GETSET = nft.NFT_MSG_GETRULE, nft.NFT_MSG_GETSET
 
 EDGES = (0x10, 0x11)  # NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END
-MARK = b"\x00\x0bscistreamd\x00"  # a comment, as libnftnl writes one: type, length, text
 _OWNER = 2  # NFT_TABLE_F_OWNER
 _INET = 1  # NFPROTO_INET
 _HEADER = bytes([_INET, 0, 0, 0])  # struct nfgenmsg

@@ -14,6 +14,8 @@ from typing import Any
 from scistreamd.model import IPAddress, IPNetwork, PortRange
 from scistreamd.plans import Bind
 
+# What our tables have for userdata: a comment, as libnftnl writes one: type, length, text.
+MARK = b"\x00\x0bscistreamd\x00"
 TCP, UDP = 6, 17
 # Hooks, NF_INET_LOCAL_IN and NF_INET_LOCAL_OUT; priorities as nft(8) names them.
 INPUT, OUTPUT = 1, 3

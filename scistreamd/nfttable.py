@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.netattributes import attribute, attributes
 from scistreamd.netlink import NETLINK_NETFILTER, Netlink, Refused
-from scistreamd.nftrules import Chain, Map, Section
+from scistreamd.nftrules import MARK, Chain, Map, Section
 
 _T = TypeVar("_T")
 _TRIES = 3
@@ -164,7 +164,7 @@ class NftTable:
         found = self._dump(messages.Table, messages.GETTABLE, "NFTA_TABLE_NAME")
         if not found:
             return Section("")
-        if found[0].get_attr("NFTA_TABLE_USERDATA") != messages.MARK:
+        if found[0].get_attr("NFTA_TABLE_USERDATA") != MARK:
             raise ScistreamError(
                 Code.FAILED_PRECONDITION,
                 f"nftables: the table inet {self.name} is not one that scistreamd has made",

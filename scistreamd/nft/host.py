@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scistreamd.model import Endpoint, IPAddress, IPNetwork
 from scistreamd.nft.packet import TCP, Arrival, Interface
@@ -67,14 +67,26 @@ def arrivals(
     return tuple(_arrivals(host, listener, allow_from, protocol))
 
 
+def everybody(host: Host, arrival: Arrival) -> Arrival:
+    """The packets of all who have their way here by the same interface, whoever may connect."""
+    if arrival.interface.type == _LOOPBACK:
+        return arrival
+    return replace(arrival, sources=_strangers([_EVERYBODY[arrival.version]], arrival.version, host) & arrival.routed)
+
+
+def _strangers(networks: Iterable[IPNetwork], version: int, host: Host) -> Spans:
+    """Those in the networks who can be peers, without the host itself."""
+    own = Spans.of((int(each), int(each)) for each in host.own if each.version == version)
+    return _peers(networks, version) - own
+
+
 def _arrivals(host: Host, listener: Endpoint, allow_from: Sequence[IPNetwork], protocol: int) -> Iterator[Arrival]:
     own = host.own
     for version in _versions(listener):
         networks = [each for each in allow_from if each.version == version]
         if allow_from and not networks:
             continue
-        peers = _peers(networks or [_EVERYBODY[version]], version)
-        peers -= Spans.of((int(each), int(each)) for each in own if each.version == version)
+        peers = _strangers(networks or [_EVERYBODY[version]], version, host)
         for interface in host.interfaces:
             targets = _targets(host, interface, listener, version, anybody=not networks)
             sources = peers & host.reached_by(interface, version)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from scistreamd.model import Endpoint, IPNetwork, PortRange
@@ -76,21 +77,26 @@ def judge(
     ports: PortRange | None = None,
     *,
     udp: bool = False,
+    evaluated: Callable[[Arrival], Sequence[Outcome]] | None = None,
 ) -> Judgement:
-    """Judge for those in ``allow_from``, empty: everybody. ``ports``: what a cure should open, None: the listener's."""
+    """Judge for those in ``allow_from``, empty: everybody. ``ports``: what a cure should open, None: the listener's.
+
+    ``evaluated`` tells what `evaluate` would.
+    """
+    work = evaluated or functools.partial(evaluate, ruleset)
     worst = Judgement("accept")
     found = False
     for protocol in (TCP, UDP) if udp else (TCP,):
         coming = arrivals(host, listener, allow_from, protocol)
         found = found or bool(coming)
-        shares = [_Share(arrival, each) for arrival in coming for each in evaluate(ruleset, arrival)]
+        shares = [_Share(arrival, each) for arrival in coming for each in work(arrival)]
         for version in _EVERY_VERSION:
             of_version = [each for each in shares if each.arrival.version == version]
             named = [each for each in allow_from if each.version == version]
             said = _verdict(of_version, named, host, ports or PortRange(listener.port, listener.port))
             worst = max(worst, said, key=_badness)
     if not found:
-        return Judgement("unknown", why=f"no route leads to peers of {listener}")
+        return Judgement("unknown", why=f"no route leads to peers of {listener.address}")
     return worst
 
 

@@ -7,6 +7,10 @@ import ipaddress
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
+from operator import itemgetter
+
+_FEW = 8
+_first, _last = itemgetter(0), itemgetter(1)
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Spans:
         return bool(self.ranges)
 
     def __contains__(self, number: int) -> bool:
-        at = bisect.bisect_right(self.ranges, number, key=lambda each: each[0])
+        at = bisect.bisect_right(self.ranges, number, key=_first)
         return at > 0 and number <= self.ranges[at - 1][1]
 
     def __len__(self) -> int:
@@ -54,7 +58,7 @@ class Spans:
     def __sub__(self, other: Spans) -> Spans:
         if other._covers(self):
             return Spans()
-        return Spans(tuple(_without(self.ranges, other.ranges))) if self._meets(other) else self
+        return Spans(_without(self.ranges, other.ranges)) if self._meets(other) else self
 
     def __or__(self, other: Spans) -> Spans:
         if self._covers(other):
@@ -88,17 +92,35 @@ def _common(left: tuple[tuple[int, int], ...], right: tuple[tuple[int, int], ...
         left, right = right, left
     at = 0
     for first, last in right:
-        at = max(at, bisect.bisect_left(left, first, key=lambda each: each[1]))
+        at = bisect.bisect_left(left, first, lo=at, key=_last)
         step = at
         while step < len(left) and left[step][0] <= last:
             yield max(first, left[step][0]), min(last, left[step][1])
             step += 1
 
 
-def _without(left: tuple[tuple[int, int], ...], right: tuple[tuple[int, int], ...]) -> Iterator[tuple[int, int]]:
+def _without(left: tuple[tuple[int, int], ...], right: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+    if len(right) <= _FEW:
+        for first, last in right:
+            left = _cut(left, first, last)
+        return left
+    return tuple(_without_many(left, right))
+
+
+def _cut(ranges: tuple[tuple[int, int], ...], first: int, last: int) -> tuple[tuple[int, int], ...]:
+    """Without one range: a firewall that names 1000 peers one by one takes as many out of the others."""
+    begin = bisect.bisect_left(ranges, first, key=_last)
+    end = bisect.bisect_right(ranges, last, lo=begin, key=_first)
+    if begin == end:
+        return ranges
+    below, above = (ranges[begin][0], first - 1), (last + 1, ranges[end - 1][1])
+    return (*ranges[:begin], *(each for each in (below, above) if each[0] <= each[1]), *ranges[end:])
+
+
+def _without_many(left: tuple[tuple[int, int], ...], right: tuple[tuple[int, int], ...]) -> Iterator[tuple[int, int]]:
     for first, last in left:
         begin = first
-        at = bisect.bisect_left(right, first, key=lambda each: each[1])
+        at = bisect.bisect_left(right, first, key=_last)
         while at < len(right) and right[at][0] <= last:
             if begin < right[at][0]:
                 yield begin, right[at][0] - 1

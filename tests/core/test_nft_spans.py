@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from scistreamd.nft.spans import Spans
 
-RANGES = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 6)), max_size=6)
+RANGES = st.lists(st.tuples(st.integers(0, 80), st.integers(0, 4)), max_size=20)
 
 
 def spans(ranges: list[tuple[int, int]]) -> Spans:
@@ -33,7 +33,7 @@ def test_they_are_what_sets_are(does: Callable[[Any, Any], Any]) -> None:
         assert numbers(result) == does(numbers(one), numbers(other))
         assert result == Spans.of(result.ranges)
         assert result.size == len(numbers(result))
-        assert {number for number in range(60) if number in one} == numbers(one)
+        assert {number for number in range(90) if number in one} == numbers(one)
 
     check()
 

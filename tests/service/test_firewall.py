@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ipaddress
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,10 @@ from scistreamd.errors import Code, ScistreamError
 from scistreamd.firewall import Firewall
 from scistreamd.interfaces import Flow
 from scistreamd.model import Endpoint, PortRange, Role
+from scistreamd.nft import shared
+from scistreamd.nft.evaluate import Outcome, evaluate
+from scistreamd.nft.packet import Arrival
+from scistreamd.nft.ruleset import Ruleset
 from scistreamd.plans import Bind
 from tests.service.arena import Arena, is_possible
 
@@ -143,6 +148,44 @@ def test_a_changed_firewall_is_judged_again(arena: Arena, monkeypatch: pytest.Mo
         while warnings:
             tunnel, warnings = await said.get()
         assert tunnel == "aaaaaaaaaaaa"
+
+    within(arena, FirewallMode.CHECK, life)
+
+
+def test_many_tunnels_are_judged_together(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+    arena.rules(RULES)
+    worked: list[int] = []
+
+    def evaluated(ruleset: Ruleset, arrival: Arrival) -> tuple[Outcome, ...]:
+        worked.append(arrival.target.port)
+        return evaluate(ruleset, arrival)
+
+    monkeypatch.setattr(shared, "evaluate", evaluated)
+
+    async def life(firewall: Firewall) -> None:
+        listed = [
+            replace(flow(f"10.1.{9 * (port % 2)}.3/32", port=port), tunnel_id=f"{port:012x}")
+            for port in range(5100, 5200)
+        ]
+        told = await firewall.reconcile(listed)
+        assert len(told) == 100
+        assert sum(bool(warnings) for warnings in told.values()) == 99  # 5100 from 10.1.0.3 alone gets in
+        # Those at 5100, and all the others.
+        assert len(worked) == 2
+
+    within(arena, FirewallMode.CHECK, life)
+
+
+def test_a_start_does_not_wait_for_long(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+    arena.rules(RULES)
+    monkeypatch.setattr(part, "_START_SECONDS", 0)
+
+    async def life(firewall: Firewall) -> None:
+        said: asyncio.Queue[tuple[str, tuple[str, ...]]] = asyncio.Queue()
+        firewall.watch(lambda tunnel, warnings: said.put_nowait((tunnel, warnings)))
+        assert await firewall.reconcile([flow("10.1.9.3/32")]) == {}
+        tunnel, warnings = await said.get()
+        assert tunnel == "aaaaaaaaaaaa" and "is rejected by" in warnings[0]
 
     within(arena, FirewallMode.CHECK, life)
 
