@@ -8,6 +8,12 @@ import ssl
 from collections.abc import Mapping
 from pathlib import Path
 
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from scistreamd import keys
+from scistreamd.dataserver.common import CERTIFICATE_NAME
 from scistreamd.keys import TunnelKeys
 from scistreamd.model import Endpoint, Role, Security, Uid
 from scistreamd.plans import LEAF_FILE
@@ -26,6 +32,27 @@ def context(directory: Path, files: Mapping[str, bytes] | None, *, server: bool 
     return made
 
 
+def _leaf(uid: Uid, *, usage: Role, name: Role) -> dict[str, bytes]:
+    """A leaf under the tunnel's own CA with the key usage of one role and the name of the other."""
+    key, issuer = ec.generate_private_key(ec.SECP256R1()), keys.ca_key(uid)
+    pattern = keys.leaf_certificate(usage, key, issuer)
+    called = CERTIFICATE_NAME[name]
+    made = x509.CertificateBuilder(
+        issuer_name=pattern.issuer,
+        subject_name=x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, called)]),
+        public_key=key.public_key(),
+        serial_number=x509.random_serial_number(),
+        not_valid_before=keys.NOT_BEFORE,
+        not_valid_after=keys.NOT_AFTER,
+    ).add_extension(x509.SubjectAlternativeName([x509.DNSName(called)]), critical=False)
+    for extension in pattern.extensions:
+        if not isinstance(extension.value, x509.SubjectAlternativeName):
+            made = made.add_extension(extension.value, extension.critical)
+    pem, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    private = key.private_bytes(pem, form, serialization.NoEncryption())
+    return {LEAF_FILE: made.sign(issuer, hashes.SHA256()).public_bytes(pem) + private}
+
+
 def strangers(directory: Path, uid: Uid) -> dict[str, ssl.SSLContext]:
     """Clients whom the inbound gateway of ``uid`` must refuse."""
     ours = TunnelKeys().files(uid, Role.CONS, Security.TLS)
@@ -37,6 +64,7 @@ def strangers(directory: Path, uid: Uid) -> dict[str, ssl.SSLContext]:
             directory, TunnelKeys().files(Uid.random(), Role.CONS, Security.TLS)
         ),
         "a reflected certificate": context(directory, TunnelKeys().files(uid, Role.PROD, Security.TLS)),
+        "a server's certificate in a client's name": context(directory, _leaf(uid, usage=Role.PROD, name=Role.CONS)),
         "TLS 1.2": old,
     }
 
@@ -95,6 +123,10 @@ def false_gateways(directory: Path, uid: Uid) -> dict[str, ssl.SSLContext]:
     made = {
         "another tunnel": context(directory, TunnelKeys().files(Uid.random(), Role.PROD, Security.TLS), server=True),
         "a reflected certificate": context(directory, TunnelKeys().files(uid, Role.CONS, Security.TLS), server=True),
+        "another name": context(directory, _leaf(uid, usage=Role.PROD, name=Role.CONS), server=True),
+        "a client's certificate in a server's name": context(
+            directory, _leaf(uid, usage=Role.CONS, name=Role.PROD), server=True
+        ),
         "TLS 1.2": context(directory, TunnelKeys().files(uid, Role.PROD, Security.TLS), server=True),
     }
     made["TLS 1.2"].maximum_version = ssl.TLSVersion.TLSv1_2
