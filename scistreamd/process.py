@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import pwd
 import random
@@ -27,6 +28,8 @@ from scistreamd.process_held import ProcessHeld
 
 # The range that systemd gives to DynamicUser= units (UIDS-GIDS.md): free of accounts everywhere.
 _FIRST_UID, _LAST_UID = 61184, 65519
+
+_log = logging.getLogger(__name__)
 
 # What gives scistreamd.service these capabilities; its own sandbox is without.
 _DROP_IN = (
@@ -48,6 +51,9 @@ class ProcessLauncher:
         self.start_seconds = start_seconds
         self._keepalive_idle = keepalive_idle
         self._uids: set[int] = set()
+        self._for_children = capabilities.mapped(range(_FIRST_UID, _LAST_UID + 1)) if os.geteuid() == 0 else []
+        if os.geteuid() == 0 and not self._for_children:
+            _log.warning("this user namespace has no user id for data servers: they run as the daemon's own user")
         # Many starts at the same time finish no sooner, and the last of them would run into its time limit.
         self.starting = asyncio.Semaphore(2 * (os.cpu_count() or 1))
 
@@ -105,12 +111,12 @@ class ProcessLauncher:
 
     @contextlib.contextmanager
     def _user(self) -> Iterator[int | None]:
-        """A user id that no account, no other tunnel and no running program has; None where we are not root."""
-        if os.geteuid() != 0:
+        """A user id that no account, no other tunnel and no running program has; None where we have none to give."""
+        if not self._for_children:
             yield None
             return
         taken = self._uids | {entry.pw_uid for entry in pwd.getpwall()} | _running()
-        free = [uid for uid in range(_FIRST_UID, _LAST_UID + 1) if uid not in taken]
+        free = [uid for uid in self._for_children if uid not in taken]
         # Any of them: another daemon of this host, or systemd, may be choosing now, and traffic is told by its user.
         uid = random.choice(free) if free else None  # noqa: S311  no secret
         if uid is None:

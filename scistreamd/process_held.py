@@ -258,13 +258,20 @@ class ProcessHeld:
     async def _drain(self, child: Child, program: Program, seconds: float) -> None:
         """Let running streams end by themselves for so long, and no new ones begin."""
         if program.drain_signal is None:
-            sockets.deafen(self._sockets)
+            self._deafen()
         else:
             child.signal(program.drain_signal)
             await asyncio.sleep(_DRAIN_BEGINS)
             await self._stop_listening()
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(child.wait(), seconds)
+
+    def _deafen(self) -> None:
+        if sockets.can_filter():
+            sockets.deafen(self._sockets)
+        else:
+            said = "takes new streams until the drain is over: this kernel lets root alone keep them away"
+            _log.warning(said, extra={"tunnel": self._id})
 
     def _refused(self, child: Child, what: str) -> ScistreamError:
         return ScistreamError(Code.FAILED_PRECONDITION, f"data server {_why(child, what)}")

@@ -255,7 +255,7 @@ def _is_loopback(target: Target) -> bool:
 
 
 def run(options: Namespace, work: Callable[[Gateway], Coroutine[Any, Any, None]], limit: int, what: str) -> int:
-    """Connect and do the work, within the time, ending cleanly on SIGINT and SIGTERM."""
+    """Connect and do the work, within the time, ending cleanly on SIGINT, SIGTERM and SIGHUP."""
     address = control(options.s2cs)
     trust = None if options.no_tls else Trust.of_option(options.server_cert)
     if trust is None and not _is_loopback(address):
@@ -274,17 +274,24 @@ def run(options: Namespace, work: Callable[[Gateway], Coroutine[Any, Any, None]]
 
 
 async def _until_signal(work: Coroutine[Any, Any, None], limit: int, what: str) -> int:
-    """0 when the work is done; 128 and the signal's number where one ended it (a second one ends it at once)."""
+    """0 when the work is done; 128 and the signal's number where one ended it, after all was given back.
+
+    That takes seconds at most. Signals meanwhile change nothing: a terminal's Ctrl-C comes twice
+    to a program behind another that passes it on (sudo, podman).
+    """
     loop = asyncio.get_running_loop()
     task = asyncio.ensure_future(asyncio.wait_for(work, limit))
     received: list[int] = []
 
     def stop(number: int) -> None:
-        received.append(number)
-        task.cancel()
+        if not received:
+            received.append(number)
+            task.cancel()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop, number)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # A terminal that is closed ends who stays behind it, but for what nohup(1) started.
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            loop.add_signal_handler(number, stop, number)
     try:
         await task
     except asyncio.TimeoutError:

@@ -106,7 +106,9 @@ class Session:
         finally:
             req.cancel()
             hello.cancel()
-            await asyncio.gather(req, hello, return_exceptions=True)
+            results = await asyncio.gather(req, hello, return_exceptions=True)
+            # The gateway has said yes to one of them, whatever ended us before we looked.
+            self._owned |= not all(isinstance(result, BaseException) for result in results)
 
     async def _ask(self, request: pb.Request) -> pb.Response:
         try:
@@ -162,18 +164,28 @@ class Session:
         self._note(f"{problem}; connect to the listeners that are printed")
 
     async def _give_back(self, error: BaseException) -> None:
-        """Release the tunnel where it is ours; ``error`` is told by our caller."""
-        if self._refused or not self._owned:
+        """Release the tunnel where it is ours, and say what became of it; ``error`` is told by our caller."""
+        if self._refused:
+            return
+        if not self._owned:
+            self._note_withdrawn(error)
             return
         try:
             await asyncio.wait_for(self._gateway.release(self._uid), _RELEASE_SECONDS)
         except ScistreamError as failure:
-            if failure.code is not Code.NOT_FOUND and failure.message != str(error):
+            if failure.code is Code.NOT_FOUND:
+                self._note_withdrawn(error)
+            elif failure.message != str(error):
                 self._note(f"the tunnel could not be released: {failure.message}")
         except asyncio.TimeoutError:
             self._note("the tunnel could not be released: the gateway does not answer")
         else:
             self._note("the tunnel was released again")
+
+    def _note_withdrawn(self, error: BaseException) -> None:
+        """A gateway ends a request that is given up as soon as its stream ends, so that nothing is left to release."""
+        if isinstance(error, asyncio.CancelledError):
+            self._note("the request was withdrawn")
 
 
 def dialable(listeners: Sequence[str], gateway_host: str) -> list[str]:

@@ -155,17 +155,20 @@ class _Fields(CodecBase):
 class Paper:
     """A gateway in today's manners: an early hello waits for its req, a cancelled req is forgotten.
 
-    ``refuse`` maps a call's name to the status and text that it answers with;
-    ``listeners`` and ``targets`` are what req answers (None: hello's).
+    ``refuse`` maps a call's name to the status and text that it answers with; those of
+    ``silent`` wait for ``answering``; ``listeners`` and ``targets`` are what req answers (None: hello's).
     """
 
     listeners: list[str] = field(default_factory=lambda: ["127.0.0.1:5100"])
     targets: list[str] | None = None
     refuse: dict[str, tuple[Status, str]] = field(default_factory=dict)
+    silent: set[str] = field(default_factory=set)
     calls: list[Call] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     port: int = 0
     waiting: asyncio.Event = field(default_factory=asyncio.Event)
+    releasing: asyncio.Event = field(default_factory=asyncio.Event)
+    answering: asyncio.Event = field(default_factory=asyncio.Event)
     _greeted: asyncio.Event = field(default_factory=asyncio.Event)
     _hello: list[str] = field(default_factory=list)
 
@@ -194,6 +197,10 @@ class Paper:
             if name in self.refuse:
                 raise GRPCError(*self.refuse[name])
             try:
+                if name == "release":
+                    self.releasing.set()
+                if name in self.silent:
+                    await self.answering.wait()
                 await stream.send_message(await getattr(self, f"_{name}_answer")(fields))
             except asyncio.CancelledError:
                 self.cancelled.append(name)

@@ -153,14 +153,53 @@ async def test_a_failed_update_releases_the_tunnel(tmp_path: Path) -> None:
     assert paper.names[-1] == "release"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 async def test_a_signal_gives_everything_back(tmp_path: Path, number: int) -> None:
     async with served(Paper()) as paper:
         result = await arun("prod-req", *_to(paper), cwd=tmp_path, interrupt=paper.waiting.wait, number=number)
     assert result.status == 128 + number
     assert result.lines[-1] == "waiting for hello message"
+    assert result.err == "s2uc: note: the tunnel was released again\n"
     assert paper.cancelled == ["req"]
     assert paper.names == ["req", "release"]
+
+
+async def test_a_signal_tells_that_the_gateway_has_forgotten_the_request(tmp_path: Path) -> None:
+    async with served(Paper(refuse={"release": (Status.NOT_FOUND, "uid: no such tunnel")})) as paper:
+        result = await arun("prod-req", *_to(paper), cwd=tmp_path, interrupt=paper.waiting.wait)
+    assert (result.status, result.err) == (130, "s2uc: note: the request was withdrawn\n")
+    assert paper.names == ["req", "release"]
+
+
+async def test_a_signal_releases_no_tunnel_that_may_be_anothers(tmp_path: Path) -> None:
+    async with served(Paper(silent={"hello"})) as paper:
+        words = ("outbound-request", UID, TARGET, *_to(paper))
+        result = await arun(*words, cwd=tmp_path, interrupt=paper.waiting.wait)
+    assert (result.status, result.err) == (130, "s2uc: note: the request was withdrawn\n")
+    assert "release" not in paper.names
+
+
+async def test_a_signal_that_comes_twice_leaves_no_less_behind(tmp_path: Path) -> None:
+    """As Ctrl-C does behind a program that passes it on."""
+    async with served(Paper(silent={"release"})) as paper:
+        process = await asyncio.create_subprocess_exec(
+            *command("prod-req", *_to(paper)), cwd=tmp_path, env=environment(), stderr=asyncio.subprocess.PIPE
+        )
+        try:
+            await asyncio.wait_for(paper.waiting.wait(), 30)
+            process.send_signal(signal.SIGINT)
+            await asyncio.wait_for(paper.releasing.wait(), 30)
+            process.send_signal(signal.SIGINT)
+            # A release that is given up at once would have been cancelled by now.
+            await asyncio.sleep(0.2)
+            assert paper.cancelled == ["req"]
+            paper.answering.set()
+            _, err = await asyncio.wait_for(process.communicate(), 30)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+    assert (process.returncode, err) == (130, b"s2uc: note: the tunnel was released again\n")
 
 
 async def test_prod_req_and_hello_meet(tmp_path: Path) -> None:
