@@ -11,6 +11,7 @@ import errno
 import os
 import socket
 import struct
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,7 +26,8 @@ _ERROR, _DONE = 2, 3
 _DUMP_INTERRUPTED = 0x10  # NLM_F_DUMP_INTR
 _TRIES = 20
 _CAPPED, _ACK_TLVS = 0x100, 0x200
-_MESSAGE_ATTRIBUTE = 1  # NLMSGERR_ATTR_MSG
+_MESSAGE_ATTRIBUTE, _OFFSET_ATTRIBUTE = 1, 2  # NLMSGERR_ATTR_MSG, NLMSGERR_ATTR_OFFS
+_NO_PROTOCOL = (errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT)
 _HEADER = struct.Struct("=IHHII")
 _RECEIVE = 1 << 18
 
@@ -46,15 +48,29 @@ def encoded(message: Any) -> bytes:
 
 
 class Refused(OSError):
-    """The kernel's answer was an error; ``strerror`` has its own words where it gave any."""
+    """The kernel's answer was an error; ``strerror`` has its own words where it gave any.
+
+    ``part``: what it refused of the messages: that attribute with what follows it, or nothing where it does not say.
+    """
+
+    part = b""
+    number = offset = 0  # of the message that was to change something; within it, with its header
+
+    @property
+    def is_of_none(self) -> bool:
+        """Whether there is no such thing: so says socket(2) of a protocol, and nfnetlink, when asked, of its parts."""
+        return self.errno in _NO_PROTOCOL or (self.errno == errno.EINVAL and not self.number)
 
 
 class Netlink:
     """One socket; calls block for as long as the kernel works on them. Not for two threads at a time."""
 
     def __init__(self, protocol: int) -> None:
-        """``protocol``: `NETLINK_ROUTE` or `NETLINK_NETFILTER`."""
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+        """``protocol``: `NETLINK_ROUTE` or `NETLINK_NETFILTER`. Raises Refused where the kernel has no such thing."""
+        try:
+            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+        except OSError as problem:
+            raise Refused(problem.errno, problem.strerror) from problem
         self._socket.bind((0, 0))
         # The kernel answers before send(2) returns; without an answer something is badly wrong.
         self._socket.settimeout(10)
@@ -101,7 +117,12 @@ class Netlink:
         acknowledged = self._number
         data.append(self._framed(Order(edge, edges[1])))
         self._send(b"".join(data))
-        self._finish(acknowledged)
+        try:
+            self._finish(acknowledged)
+        except Refused as problem:
+            at = problem.number - self._number - 1  # from the last one, which is the number of the socket now
+            problem.part = data[at][problem.offset :] if problem.offset and -len(data) <= at else b""
+            raise
 
     def _framed(self, order: Order) -> bytes:
         self._number += 1
@@ -119,7 +140,8 @@ class Netlink:
             for _, kind, flags, of, body in self._received():
                 if kind != _ERROR:
                     continue
-                first = first or _error(flags, body)
+                if first is None and (first := _error(flags, body)):
+                    first.number = of
                 if of >= number:
                     if first:
                         raise first
@@ -152,9 +174,11 @@ def _error(flags: int, body: bytes) -> Refused | None:
     (code,) = struct.unpack_from("=i", body)
     if code == 0:
         return None
-    words = os.strerror(-code)
+    said: dict[int, bytes] = {}
     if flags & _ACK_TLVS:
         length = _HEADER.size if flags & _CAPPED else struct.unpack_from("=I", body, 4)[0]
-        said = dict(attributes(body[4 + length :])).get(_MESSAGE_ATTRIBUTE, b"")
-        words = said.rstrip(b"\0").decode(errors="replace") or words
-    return Refused(-code, words)
+        said = dict(attributes(body[4 + length :]))
+    words = said.get(_MESSAGE_ATTRIBUTE, b"").rstrip(b"\0").decode(errors="replace")
+    refused = Refused(-code, words or os.strerror(-code))
+    refused.offset = int.from_bytes(said.get(_OFFSET_ATTRIBUTE, b""), sys.byteorder)
+    return refused

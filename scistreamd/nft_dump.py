@@ -45,7 +45,11 @@ class RulesetReader:
     """Reads the ruleset of the network namespace that it was made in, anew where it has changed. For one thread."""
 
     def __init__(self) -> None:
-        self._kernel = Netlink(NETLINK_NETFILTER)
+        """Raises as `ruleset`."""
+        try:
+            self._kernel = Netlink(NETLINK_NETFILTER)
+        except Refused as problem:
+            raise _refused(problem) from problem
         self._read: tuple[int, Ruleset] | None = None
 
     def close(self) -> None:
@@ -116,6 +120,9 @@ def _refused(problem: Refused) -> ScistreamError:
             "the firewall's rules cannot be read without CAP_NET_ADMIN",
             "run as the system service scistreamd, which has it",
         )
+    if problem.is_of_none:
+        why = f"this kernel has no nftables ({problem.strerror})"
+        return ScistreamError(Code.UNAVAILABLE, why, "`modprobe nf_tables` loads it where the kernel's package has it")
     return ScistreamError(Code.UNAVAILABLE, f"the kernel does not tell the firewall's rules: {problem.strerror}")
 
 

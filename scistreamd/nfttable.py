@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -26,6 +27,8 @@ _LOOK_SECONDS = 1.0
 _GETTABLE, _GETCHAIN, _GETSETELEM, _GETGEN = 0xA01, 0xA04, 0xA0D, 0xA10
 _INET, _EDGE = bytes([1, 0, 0, 0]), bytes([0, 0, 0, 10])  # struct nfgenmsg
 _ABSENT = (errno.ENOENT, errno.EEXIST)
+# Those of our expressions that are not in nf_tables itself.
+_MODULES = {"reject": "nft_reject_inet", "counter": "nft_counter"}
 
 _log = logging.getLogger("scistreamd.nftables")
 
@@ -225,11 +228,28 @@ class NftTable:
                 "nftables: not permitted",
                 "this needs CAP_NET_ADMIN: scistreamd has it, s2cs only as root",
             )
+        if problem.is_of_none:
+            return ScistreamError(
+                Code.FAILED_PRECONDITION,
+                f"nftables: this kernel has none ({problem.strerror})",
+                "`modprobe nf_tables` loads it where the kernel's package has it",
+            )
+        lacking = _expression(problem.part)
+        module = _MODULES.get(lacking)
         return ScistreamError(
             Code.FAILED_PRECONDITION,
-            f"nftables: the kernel refuses rules in the table inet {self.name}: {problem.strerror}",
-            "scistreamd needs nf_tables of Linux 5.12 or later",
+            f"nftables: the kernel refuses {f'the expression {lacking}' if lacking else 'rules'}"
+            f" in the table inet {self.name}: {problem.strerror}",
+            f"`modprobe {module}` loads it where the kernel's package has it"
+            if module
+            else "scistreamd needs nf_tables of Linux 5.12 or later",
         )
+
+
+def _expression(part: bytes) -> str:
+    """The name of the expression that the kernel refused, as far as it was one."""
+    element = dict(attributes(part[: int.from_bytes(part[:2], sys.byteorder)])).get(1, b"")  # NFTA_LIST_ELEM
+    return dict(attributes(element)).get(1, b"").rstrip(b"\0").decode(errors="replace")  # NFTA_EXPR_NAME
 
 
 def elements(kernel: Netlink, table: str, name: str) -> Iterator[tuple[bytes, dict[int, bytes]]]:

@@ -39,7 +39,7 @@ class Taken:
         """
         if index in self.names:
             return
-        there = await self._tc.disciplines()
+        there = await self._disciplines()
         if other := tc.foreign(there, index):
             raise _not_ours(name, other.kind, other.handle)
         try:
@@ -111,7 +111,13 @@ class Taken:
 
     async def look(self) -> set[int]:
         """The interfaces that have our root, whoever of us put it there."""
-        return tc.ours(await self._tc.disciplines())
+        return tc.ours(await self._disciplines())
+
+    async def _disciplines(self) -> list[tc.Discipline]:
+        try:
+            return await self._tc.disciplines()
+        except Refused as problem:
+            raise tc.explained(problem, "this host's interfaces") from problem
 
     async def numbers(self) -> set[int]:
         """The class numbers that are in use somewhere."""

@@ -90,7 +90,11 @@ class TrafficControl:
         number = shaping.ROOT | minor
         described = shaping.htb_class(bytes_per_second, mtu)
         await self._ask(_NEWTCLASS, (interface, number, shaping.ROOT), described, CREATE | _REPLACE)
-        await self._ask(_NEWQDISC, (interface, 0, number), shaping.queue(bytes_per_second, mtu), CREATE | _REPLACE)
+        try:
+            await self._ask(_NEWQDISC, (interface, 0, number), shaping.queue(bytes_per_second, mtu), CREATE | _REPLACE)
+        except Refused as problem:
+            problem.part = b"tbf"
+            raise
 
     async def speed_up(self, interface: int, minor: int) -> None:
         """Let a class send all that waits in it."""
@@ -160,9 +164,12 @@ def explained(problem: Refused, name: str) -> ScistreamError:
             "this needs CAP_NET_ADMIN: scistreamd has it, s2cs only as root",
         )
     if problem.errno == errno.ENOENT:
+        kind = problem.part.decode() or "htb"
         return ScistreamError(
             Code.FAILED_PRECONDITION,
-            f"rate: this kernel has no queueing discipline htb ({problem.strerror})",
-            "`modprobe sch_htb` loads it where the kernel's package has it",
+            f"rate: this kernel has no queueing discipline {kind} ({problem.strerror})",
+            f"`modprobe sch_{kind}` loads it where the kernel's package has it",
         )
-    return ScistreamError(Code.FAILED_PRECONDITION, f"rate: cannot shape {name}: {problem.strerror}")
+    return ScistreamError(
+        Code.FAILED_PRECONDITION, f"rate: cannot shape {name}: {problem.strerror}", "leave the rate out"
+    )

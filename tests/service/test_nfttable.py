@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from scistreamd import nftmessages, nfttable
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.model import Endpoint
 from scistreamd.nftrules import (
@@ -17,6 +18,7 @@ from scistreamd.nftrules import (
     MANGLE,
     OUTPUT,
     Chain,
+    Expression,
     Hook,
     Map,
     Rule,
@@ -250,3 +252,39 @@ async def test_a_thousand_rules_are_one_transaction() -> None:
         with pytest.raises(ScistreamError, match="No such file"):
             await ours.replace(Section("who", (Chain("who", (Rule(jump("nowhere")), *many)),)))
         assert await ours.chains() == {"who": 1024}
+
+
+@in_netns
+async def test_what_the_kernel_lacks_is_named() -> None:
+    whole = nftmessages._whole
+
+    def misspelt(expression: Expression) -> bytes:
+        return whole(expression).replace(b"reject\0", b"rejecx\0")
+
+    table = NftTable("other", lasting=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nftmessages, "_whole", misspelt)
+        patch.setitem(nfttable._MODULES, "rejecx", "nft_rejecx")
+        nftmessages.new_rule.cache_clear()
+        with pytest.raises(ScistreamError, match="refuses the expression rejecx in the table inet other") as caught:
+            await table.replace(WHO)
+    nftmessages.new_rule.cache_clear()
+    assert caught.value.code is Code.FAILED_PRECONDITION
+    assert "modprobe nft_rejecx" in caught.value.hint
+    assert run("nft", "list", "ruleset") == ""
+    await table.replace(WHO)
+    await table.replace(Section("who"))
+    await table.close()
+
+
+@pytest.mark.parametrize(("place", "number"), [("NETLINK_NETFILTER", 30), ("_GETGEN", 0xE10)])
+@in_netns
+async def test_a_kernel_without_nftables(place: str, number: int) -> None:
+    """What there is none of: a protocol of netlink, and a subsystem of nfnetlink."""
+    table = NftTable("other", lasting=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nfttable, place, number)
+        with pytest.raises(ScistreamError, match="this kernel has none") as caught:
+            await table.generation()
+    assert "modprobe nf_tables" in caught.value.hint
+    await table.close()

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from scistreamd import shaping
 from scistreamd.config import Settings
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.gate import Gate, Grant, Verb
@@ -283,6 +284,25 @@ async def test_what_somebody_set_is_refused_by_name_and_left_alone() -> None:
             for each in manager.tunnels():
                 await manager.end(Grant(CALLER, Verb.RELEASE), each.id, 0)
             assert roots() == ["noqueue 0:", "noqueue 0:"]
+
+
+@pytest.mark.parametrize("kind", ["htb", "tbf"])
+@in_netns
+async def test_a_kernel_without_a_queueing_discipline(kind: str) -> None:
+    def misspelt(make: Callable[..., bytes]) -> Callable[..., bytes]:
+        return lambda *arguments: make(*arguments).replace(kind.encode(), b"xxx")
+
+    with wires():
+        before = roots()
+        async with gateway() as manager:
+            with pytest.MonkeyPatch.context() as patch:
+                for name in ("root", "htb_class", "queue"):
+                    patch.setattr(shaping, name, misspelt(getattr(shaping, name)))
+                with pytest.raises(ScistreamError, match=f"this kernel has no queueing discipline {kind}") as caught:
+                    await create(manager, 1000)
+            assert caught.value.code is Code.FAILED_PRECONDITION
+            assert f"modprobe sch_{kind}" in caught.value.hint
+            assert (len(manager), roots()) == (0, before)
 
 
 @in_netns
