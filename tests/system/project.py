@@ -76,9 +76,18 @@ def copied(place: Path) -> None:
             shutil.copy(top, place)
 
 
+def fetch_libraries(tree: Path) -> None:
+    """Get what the packages of a copy carry along, for a user without pip to build them."""
+    program = "import sys; sys.path.insert(0, sys.argv[1]); import deb, source; source.fetch(deb.CARRIED)"
+    call(["/usr/bin/python3", "-B", "-c", program, tree / "packaging"], _with_pip())
+
+
 def _make_deb(tree: Path, output: Path) -> None:
-    environment = {**os.environ, "PYTHON": sys.executable}  # has pip, which the machine's own may lack
-    call(["/usr/bin/python3", "-B", tree / "packaging" / "deb.py", output], environment)
+    call(["/usr/bin/python3", "-B", tree / "packaging" / "deb.py", output], _with_pip())
+
+
+def _with_pip() -> dict[str, str]:
+    return {**os.environ, "PYTHON": sys.executable}  # the machine's own may lack it
 
 
 def project_layers(trees: Trees, base: Path, group: str) -> list[Path]:

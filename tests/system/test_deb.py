@@ -20,7 +20,7 @@ from tests.system.gateways import Field, field_of, shown
 from tests.system.host import Host
 from tests.system.installed import CONFIG
 from tests.system.lab import Lab
-from tests.system.project import OLDER, ROOT, copied, older_packages, packages, packages_with_tests
+from tests.system.project import OLDER, ROOT, copied, fetch_libraries, older_packages, packages, packages_with_tests
 from tests.system.tools import call
 from tests.system.trees import Trees, home
 
@@ -47,11 +47,13 @@ def test_the_same_sources_give_the_same_bytes(trees: Trees) -> None:
     with tempfile.TemporaryDirectory() as directory:
         output = Path(directory, "output")
         output.mkdir()
-        copied(Path(directory, "another/clone"))
+        clone = Path(directory, "another/clone")
+        copied(clone)
+        fetch_libraries(clone)
         for path in [Path(directory), output]:
             os.chmod(path, 0o777)
         subprocess.run(["chmod", "-R", "go=u,go-w,o+X", f"{directory}/another"], check=True)
-        call([*nobody, "/usr/bin/python3", "-B", f"{directory}/another/clone/packaging/deb.py", str(output)])
+        call([*nobody, "/usr/bin/python3", "-B", f"{clone}/packaging/deb.py", str(output)])
         built = {file.name: file.read_bytes() for file in output.iterdir()}
     assert any(name.endswith(".deb") for name in built)
     assert any(name.endswith(".dsc") for name in built)
