@@ -210,7 +210,7 @@ def decide(rules: Sequence[Rule], question: Question, lan: Sequence[IPNetwork]) 
             continue
         if not rule.allow:
             if _touches(rule, question, lan):
-                return above or Ruling(rule, f"policy {rule.name} refuses {_asked(question)}")
+                return above or Ruling(rule, f"policy {rule.name} forbids {_asked(question)}")
         elif outside := _outside(rule, question, lan):
             missed = missed or f"policy {rule.name} does not reach {outside}"
         elif (excess := _excess(rule, question)) and question.targets is None and rule.targets:
@@ -275,9 +275,9 @@ def _excess(rule: Rule, question: Question) -> str:
 
 def _asked(question: Question) -> str:
     who = question.identity or "those who have proved nothing"
-    role = {Role.PROD: " an inbound tunnel", Role.CONS: " an outbound tunnel", None: ""}[question.role]
+    tunnel = {Role.PROD: "an inbound tunnel", Role.CONS: "an outbound tunnel", None: "a tunnel"}[question.role]
     source = f" from {question.source}" if question.source else ""
-    return f"{question.verb}{role} to {who}{source}"
+    return f"{who}{source} to {question.verb} {tunnel}"
 
 
 def _within(network: IPNetwork, other: IPNetwork) -> bool:

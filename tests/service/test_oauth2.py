@@ -84,7 +84,7 @@ domain = ["ornl.example"]
             codes[name] = str(caught.value.details())
         assert codes["alice"] == codes["bob"] == "Deadline Exceeded"  # they waited for hello
         # She has Alice's address, but nobody has verified that.
-        assert "no policy rule allows create an inbound tunnel to mallory" in codes["mallory"]
+        assert "no policy rule allows mallory from 127.0.0.1 to create an inbound tunnel" in codes["mallory"]
 
 
 async def test_what_the_provider_said_is_remembered_for_a_short_time(oidc: Provider, tmp_path: Path) -> None:
