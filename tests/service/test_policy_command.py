@@ -50,7 +50,7 @@ def config(tmp_path: Path) -> str:
         (["--as=user:alice@example.org", "--rate=101"], 7, "refused by rule beamline 7: "),
         (["--as=user:bob@example.org"], 7, "refused by rule no bob: policy no bob forbids bob@example.org"),
         (["--as=user:carol@example.org", "--group=operators", "--role=outbound"], 0, "allowed by rule 3\n"),
-        (["--as=user:carol@example.org"], 7, "refused: no policy rule allows carol@example.org to create an inbound tunnel"),
+        (["--as=user:carol@example.org"], 7, "refused: no policy rule allows carol@example.org to create an inbound"),
         ([], 7, "refused: no policy rule allows those who have proved nothing to create an inbound tunnel"),
     ],
 )
