@@ -121,7 +121,7 @@ class Meter:
         self._know()
         if self._listening:
             self._hear()
-            if not self._looked or self._loop.time() - self._looked >= _OFTEN:
+            if self._is_old:
                 self._look()
             elif self._tally.carries_udp and self._loop.time() - self._passed >= _SOON:
                 self._pass_by(time.time())  # no end of anything will be told
@@ -144,6 +144,7 @@ class Meter:
         self._lost = False
         self._pass_by(now)
         self._looked = self._loop.time()
+        self._look_at_no_time()  # what was due before is done; `_arrange` says when the next one is
         if not self._samples or self._looked - self._samples[-1][0] > _OFTEN - _SHORTEST:
             self._samples.append((self._looked, {tunnel: self._bytes(tunnel) for tunnel in self._tally}))
         while self._samples[0][0] < self._looked - SPANS[-1] - _SELDOM:
@@ -209,6 +210,16 @@ class Meter:
         often = _SOON if self._tally.puzzled else _OFTEN
         self._look_in(often if asked or self._tally.puzzled or self._tally.waiting else seldom)
 
+    @property
+    def _is_old(self) -> bool:
+        """Whether the last look is so long ago that there may be another."""
+        return not self._looked or self._loop.time() - self._looked >= _OFTEN
+
+    def _look_at_no_time(self) -> None:
+        if self._look_timer is not None:
+            self._look_timer.cancel()
+            self._look_timer = None
+
     def _look_in(self, seconds: float) -> None:
         due = self._loop.time() + seconds
         if self._look_timer is not None:
@@ -227,9 +238,7 @@ class Meter:
         self._look()
 
     def _deafen(self) -> None:
-        if self._look_timer is not None:
-            self._look_timer.cancel()
-            self._look_timer = None
+        self._look_at_no_time()
         if self._listening:
             self._loop.remove_reader(self._fd)
             self._sockets.close()
@@ -320,10 +329,11 @@ class Meter:
         self._write_timer = self._loop.call_later(seconds, self._write_soon)
 
     def _write_soon(self) -> None:
-        """With what has passed on the listeners until now, so that it is known what passes after us."""
+        """With what has passed on the listeners until the last look, so that it is known what passes after us."""
         self._write_timer = None
-        if self._listening:
+        if self._listening and self._is_old:
             self._look()
+            self._arrange()
         self._write()
 
     def _write(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import socket
@@ -196,6 +197,39 @@ async def test_nothing_is_asked_while_there_is_nothing_to_count(monkeypatch: pyt
         assert looks <= before + 1
         await tunnel.release()
         assert meter.all() == {}
+
+
+async def test_nobody_makes_it_look_more_often_than_it_may(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Not who asks all the time, nor the books, nor what was due before somebody asked."""
+    for name, seconds in {"_OFTEN": 0.3, "_SELDOM": 0.7, "_WRITE": 0.4, "_WRITE_FRESH": 0.1, "_ASKED": 0.5}.items():
+        monkeypatch.setattr(f"scistreamd.meter.{name}", seconds)
+    async with pair() as gateways, peer() as application:
+        tunnel = await gateways.tunnel(application.at, "Nginx", "Nginx")
+        [way] = gateways.inbound.manager.ways()
+        sockets, looks = SockDiag(), list[float]()
+        dump = sockets.dump
+
+        def timed() -> list[Sock]:
+            looks.append(asyncio.get_running_loop().time())
+            return dump()
+
+        sockets.dump = timed  # type: ignore[method-assign]
+        meter = Meter(Metered([way]), sockets, FileCounterBooks(tmp_path / "counters"))
+        application.hold.clear()
+        running = asyncio.create_task(stream(tunnel.listener, 100_000))
+        await until(lambda: tunnel.inbound.connections == 1)
+        meter.start()
+        asked = 0
+        while len(looks) < 12:
+            asked += 1
+            if asked % 40 < 20:  # somebody comes and goes
+                assert meter.counts(way.id).connections == 1
+            await asyncio.sleep(0.03)
+        meter.stop()
+        gaps = [after - before for before, after in itertools.pairwise(looks)]
+        assert min(gaps[:-1]) > 0.29, gaps  # the last one is that of the stop
+        application.hold.set()
+        await running
 
 
 async def test_what_the_kernel_could_not_tell_is_an_estimate() -> None:

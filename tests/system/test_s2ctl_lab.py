@@ -135,6 +135,9 @@ def test_a_password_is_asked_for_on_a_terminal(lab: Lab, host: Host) -> None:
         assert (status, "Password" in screen) == (DENIED, False), screen
         status, screen = on_terminal(far, MEMBER, f"s2ctl inbound -q {TARGET}", "")
         assert (status, "Password" in screen) == (0, False), "her own need none"
+        status, screen = on_terminal(far, MEMBER, f"s2ctl release {tunnel['id']}", PASSWORD)
+        assert status == 0, screen
+        assert "AUTHENTICATION COMPLETE" in screen
 
 
 def test_the_journal_of_a_tunnel_also_after_its_end(host: Host) -> None:
