@@ -175,7 +175,7 @@ class ControlPort:
 
     def __call__(self, data: bytes) -> None:
         """The first byte says what the rest is: raw, frames, a call's data, or a call's message."""
-        self._loop.run_until_complete(asyncio.wait_for(self._feed(data), 10))
+        self._loop.run_until_complete(asyncio.wait_for(self._feed(data), 60))
         assert not self._problems, self._problems
 
     async def _feed(self, data: bytes) -> None:

@@ -165,7 +165,7 @@ class Provider:
 
 
 def _http(**more: Any) -> httpx.AsyncClient:
-    return httpx.AsyncClient(trust_env=False, timeout=20, **more)
+    return httpx.AsyncClient(trust_env=False, timeout=60, **more)
 
 
 @contextlib.asynccontextmanager

@@ -11,7 +11,7 @@ from tests.oidc import SECRET, Provider, claims, provider
 
 
 async def introspected(here: Provider, token: str) -> dict[str, object]:
-    async with httpx.AsyncClient(trust_env=False) as http:
+    async with httpx.AsyncClient(trust_env=False, timeout=60) as http:
         answer = await http.post(f"{here.issuer}/token/introspection", data={"token": token}, auth=("gateway", SECRET))
     found: dict[str, object] = answer.json()
     return found

@@ -73,7 +73,7 @@ async def ask(here: Daemon, token: str = "", *, channel: grpc.aio.Channel | None
         metadata = (("authorization", token),) if token else ()
         try:
             await way.unary_unary("/scistream.Control/release")(
-                encode({1: uid or str(uuid.uuid4())}), metadata=metadata, timeout=30
+                encode({1: uid or str(uuid.uuid4())}), metadata=metadata, timeout=60
             )
         except grpc.aio.AioRpcError as error:
             trailing = error.trailing_metadata() or ()

@@ -138,7 +138,7 @@ class Client:
         message = Message(
             names.SERVICE, path, interface, member, signature=signature, body=list(body), flags=MessageFlag(flags)
         )
-        reply = await asyncio.wait_for(self.connection.call(message), 20)
+        reply = await asyncio.wait_for(self.connection.call(message), 60)
         assert reply is not None
         if reply.message_type is MessageType.ERROR:
             assert reply.signature == "s"

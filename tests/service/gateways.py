@@ -184,7 +184,7 @@ async def say(endpoint: str, line: bytes = b"hello\n") -> bytes:
     reader, writer = await asyncio.open_connection(*split(endpoint))
     try:
         writer.write(line)
-        return await asyncio.wait_for(reader.readline(), 20)
+        return await asyncio.wait_for(reader.readline(), 60)
     finally:
         writer.close()
         with contextlib.suppress(ConnectionError):

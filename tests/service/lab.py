@@ -33,6 +33,10 @@ _SECONDS = 90
 _POLL = 0.02
 _BLOCK = re.compile(r"^```(\w+)(?: ([\w:./-]+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _PROMPT = re.compile(rf"^({'|'.join(HOSTS)})[$#] (.*)$")
+# Such as print what others have yet to do, or to log.
+_LOOKS = re.compile(
+    r"s2ctl|(s2ctl (list|status|show|logs)|journalctl|systemctl (status|is-active|list-units|show)|ss|ps|find)( [^>]*)?"
+)
 
 
 @dataclass
@@ -53,6 +57,11 @@ class Typed:
     def stays(self) -> bool:
         """Whether it serves in the foreground, so that the reader goes on in another terminal."""
         return bool(re.match(r"s2cs (?!.*;)|iperf3? -s", self.command))
+
+    @property
+    def looks(self) -> bool:
+        """Whether it changes nothing."""
+        return bool(_LOOKS.fullmatch(self.command))
 
     def shows(self, output: str) -> bool:
         """Whether this is the output that the document shows.
@@ -219,7 +228,13 @@ class Lab:
         return ["ip", "netns", "exec", self._prefix + typed.host, "bash", "-c", line]
 
     def run(self, typed: Typed) -> str:
-        """Run to its end; returns all that it printed."""
+        """Run to its end; returns all that it printed. The reader looks again where it is not there yet."""
+        deadline = time.monotonic() + _SECONDS
+        while not typed.shows(output := self._run(typed)) and typed.looks and time.monotonic() < deadline:
+            time.sleep(_POLL)
+        return output
+
+    def _run(self, typed: Typed) -> str:
         done = subprocess.run(
             self.words(typed),
             cwd=self.home(typed.host),

@@ -175,7 +175,7 @@ def test_grpcio_and_python_take_it_as_an_anchor() -> None:
         server.start()
         try:
             with grpc.secure_channel(f"127.0.0.1:{port}", grpc.ssl_channel_credentials(certificate)) as channel:
-                assert channel.unary_unary("/t.T/echo")(b"hello", timeout=10) == b"hello"
+                assert channel.unary_unary("/t.T/echo")(b"hello", timeout=60) == b"hello"
             context = ssl.create_default_context(cafile="server.crt")
             context.set_alpn_protocols(["h2"])
             context.verify_flags |= ssl.VERIFY_X509_STRICT

@@ -254,7 +254,7 @@ async def test_an_outcome_that_comes_as_the_caller_goes_is_no_fault(
 async def test_a_deadline_of_the_caller_frees_its_ports() -> None:
     async with control_port(foreign=True) as port, foreign(port) as client:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await client.start("req", request(new_uid()), timeout=0.2)
+            await client.start("req", request(new_uid()), timeout=1.5)
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         await until(lambda: len(port.bench.freed) == 1)
 

@@ -133,7 +133,7 @@ async def active(at: Provider, token: str) -> bool:
 
 
 async def fetch(url: str) -> str:
-    async with httpx.AsyncClient(trust_env=False) as http:
+    async with httpx.AsyncClient(trust_env=False, timeout=60) as http:
         return (await http.get(url)).text
 
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-_SECONDS = 5
+_SECONDS = 30
 _POLL = 0.02
 
 
@@ -39,7 +39,7 @@ def starting_in(group: str, argv: Sequence[str]) -> list[str]:
 
 
 def remove(group: str) -> None:
-    """Remove the group with all below it. OSError where processes still run in it after 5 s."""
+    """Remove the group with all below it. OSError where processes still run in it after 30 s."""
     deadline = time.monotonic() + _SECONDS
     for hierarchy in hierarchies():
         while (hierarchy / group).exists():

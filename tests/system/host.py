@@ -23,8 +23,8 @@ ENVIRONMENT = {
     "LANG": "C.UTF-8",
     "TERM": "dumb",
 }
-_SECONDS = 30
-_BOOT_SECONDS = 90  # a second where the machine has nothing else to do
+_SECONDS = 90
+_BOOT_SECONDS = 180  # a second where the machine has nothing else to do
 _POLL = 0.05
 
 
@@ -165,7 +165,11 @@ class Host:
         subprocess.run(self.command(["tee", "--", path]), input=text, text=True, stdout=subprocess.DEVNULL, check=True)
 
     def journal(self, *words: str) -> str:
-        """The host's journal; ``words`` as journalctl(1) takes them, such as ``-u``, ``scistreamd``."""
+        """The host's journal; ``words`` as journalctl(1) takes them, such as ``-u``, ``scistreamd``.
+
+        All that was sent to journald before is in it.
+        """
+        self.run(["journalctl", "--sync"])
         return self.run(["journalctl", "--no-pager", "--quiet", *words]).stdout
 
     def console(self) -> str:

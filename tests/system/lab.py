@@ -22,7 +22,7 @@ from tests.system.tools import LabError, lock
 from tests.system.trees import home
 
 _ROOT = Path(__file__).parent.parent.parent
-_SECONDS = 30
+_SECONDS = 90
 _POLL = 0.05
 
 

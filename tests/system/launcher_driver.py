@@ -33,7 +33,7 @@ RUNTIME = Path("/run/scistreamd")
 LOOPBACK = ipaddress.ip_address("127.0.0.1")
 PORT, FURTHER_PORT, APPLICATION, OTHER_APPLICATION = 5100, 5101, 7001, 7002
 TYPES = ("Haproxy", "Nginx", "Stunnel")
-SECONDS = 20
+SECONDS = 60
 
 Scene = Callable[[SystemdLauncher], Awaitable[None]]
 SCENES: dict[str, Scene] = {}
@@ -297,7 +297,8 @@ async def what_operators_see(launcher: SystemdLauncher) -> None:
             shown = call("systemctl", "show", "-p", "Slice,Documentation,Description,Transient", unit)
             assert "Slice=scistream.slice" in shown and "man:scistreamd(8)" in shown and "Transient=yes" in shown
             assert f"Description=SciStream tunnel {tunnel.uid.id}" in shown
-        assert "Service [" in call("journalctl", "--output=cat", f"TUNNEL_ID={tunnel.uid.id}")
+        log = ("journalctl", "--output=cat", f"TUNNEL_ID={tunnel.uid.id}")
+        await until(lambda: "Service [" in call(*log), "its own lines")
 
 
 @scene

@@ -29,6 +29,8 @@ class Reader:
         host = self._far if " CreateOutbound " in line or " Test " in line else self._near
         typed = re.sub(r"(?<= )UID(?= )", self.uid, re.sub(r"(?<=[ /=-])ID\b", self.id, line))
         typed = typed.replace("192.168.10.11:5100", self.listener)
+        if line.startswith("journalctl"):
+            host.journal("-n", "1")  # what was said before is there for who types it
         said = host.run(["bash", "-c", typed], cwd="/").stdout
         if " CreateInbound " in line:
             self.uid, path, self.listener = re.findall(r'"([^"]*)"', said)

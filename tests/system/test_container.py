@@ -107,7 +107,7 @@ class Image:
         return ["ip", "netns", "exec", self.namespace, *run, "--", *words]
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(self.words(*words), capture_output=True, text=True, timeout=60)
+        return subprocess.run(self.words(*words), capture_output=True, text=True, timeout=180)
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +189,7 @@ def s2cs(image: Image, container: int, *options: str) -> Iterator[int]:
             yield pid
         finally:
             os.kill(pid, signal.SIGTERM)
-            status = process.wait(30)
+            status = process.wait(90)
         assert status == 0, log.read_text()
     finally:
         process.kill()
@@ -197,7 +197,7 @@ def s2cs(image: Image, container: int, *options: str) -> Iterator[int]:
 
 
 def _wait(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -277,7 +277,7 @@ sys.stdout.buffer.write(got)
 def through(namespace: str, listener: str, sent: bytes) -> bytes:
     """What an application at 192.168.150.1:5300 gets of what a client sends to the listener."""
     words = ["ip", "netns", "exec", namespace, sys.executable, "-c", _STREAM, listener]
-    return subprocess.run(words, input=sent, stdout=subprocess.PIPE, check=True, timeout=60).stdout
+    return subprocess.run(words, input=sent, stdout=subprocess.PIPE, check=True, timeout=180).stdout
 
 
 def test_as_process_1_it_serves_ends_and_tells_its_health(image: Image, tmp_path: Path) -> None:
@@ -313,7 +313,7 @@ def test_as_process_1_it_serves_ends_and_tells_its_health(image: Image, tmp_path
             health = subprocess.run([*enter, *check], capture_output=True, text=True)
             assert (health.returncode, health.stdout) == (0, f"{ADDRESS}:5055: SERVING\n"), health.stderr
             os.kill(int(first), signal.SIGTERM)
-            assert process.wait(30) == 0
+            assert process.wait(90) == 0
         finally:
             process.kill()
     image.store.run("umount", image.containers[0])

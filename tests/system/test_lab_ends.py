@@ -86,7 +86,7 @@ def all_network_namespaces() -> set[str]:
 
 
 def until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while not condition():
         assert time.monotonic() < deadline, f"not {what}"
         time.sleep(0.05)

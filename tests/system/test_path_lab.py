@@ -49,7 +49,7 @@ def test_the_hop_of_every_type_and_its_faults(lab: Lab) -> None:
                 [listener] = one(near, inbound)["listeners"]
                 status, [before] = hops(far, listener, "--uid", f"@{UID_FILE}", "--throughput", "1")
                 assert (status, before["outcome"]) == (0, "ok"), (kind, before)
-                assert before["sent_bytes"] > 1_000_000, kind
+                assert before["sent_bytes"] > 100_000, kind
                 ask = ["s2ctl", "outbound", "-q", "--type", kind, "--listen", OUTBOUND_ADDRESS]
                 outbound = far.run([*ask, f"@{UID_FILE}", listener]).stdout.strip()
                 assert one(far, outbound)["warnings"] == [], kind

@@ -68,7 +68,7 @@ def test_on_a_terminal_the_shell_has_a_prompt_and_a_terminal_of_the_host(lab: La
         read_until(ours, "root@producers2:~# ")
         os.write(ours, b"exit\n")
         read_until(ours, None)
-        assert process.wait(30) == 0
+        assert process.wait(90) == 0
     finally:
         process.kill()
         process.wait()
@@ -79,7 +79,7 @@ def read_until(terminal: int, text: str | None) -> str:
     """What the terminal shows up to the text, or to its end."""
     seen = ""
     while text is None or text not in seen:
-        ready, _, _ = select.select([terminal], [], [], 30)
+        ready, _, _ = select.select([terminal], [], [], 90)
         assert ready, f"no more than {seen!r}"
         try:
             seen += os.read(terminal, 4096).decode(errors="replace")

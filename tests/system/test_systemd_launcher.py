@@ -48,7 +48,7 @@ def test_scene(host: Host, name: str) -> None:
     """Each asserts inside the host; a warning of Python's is a failure too."""
     sandbox = [word for setting in _SANDBOX for word in ("-p", setting)]
     run = ["systemd-run", "--quiet", "--pipe", "--wait", "--collect", *sandbox]
-    done = host.run([*run, *PYTHON, "-X", "dev", _DRIVER, name], timeout=120, check=False)
+    done = host.run([*run, *PYTHON, "-X", "dev", _DRIVER, name], timeout=300, check=False)
     said = f"{done.stdout}{done.stderr}"
     print(said)
     assert done.returncode == 0, said

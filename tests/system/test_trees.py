@@ -117,7 +117,7 @@ def test_the_build_of_the_base_tree_ends_with_the_one_who_asked_for_it(tmp_path:
         assert starter.stdout is not None
         assert "base tree" in starter.stdout.readline()
         halves = tmp_path / "scistreamd-lab"
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 100
         while not list(halves.glob("base-*.half/tree/var")):
             assert time.monotonic() < deadline, "mmdebstrap does not begin"
             time.sleep(0.05)
@@ -125,6 +125,7 @@ def test_the_build_of_the_base_tree_ends_with_the_one_who_asked_for_it(tmp_path:
         starter.send_signal(signal.SIGKILL)
     unshare = processes[0]
     assert len(processes) > 3
+    deadline = time.monotonic() + 60
     while [pid for pid in processes if pid != unshare and Path(f"/proc/{pid}").exists()]:
         assert time.monotonic() < deadline, "the build goes on"
         time.sleep(0.05)
