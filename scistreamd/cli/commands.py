@@ -54,9 +54,11 @@ def lazily(module: str, function: str) -> Callable[[argparse.Namespace], int]:
 
 def main(tool: Tool, argv: Sequence[str]) -> int:
     """Run one command line; returns the exit status and lets no failure of the user's making escape."""
+    output.closed_stderr_is_silent()
     try:
         status = _run(tool, argv)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return status
     except UsageError as error:
         output.failure(tool.name, error.message, error.hint or f"see: {tool.name} --help")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from pathlib import Path
 
 from scistreamd.errors import Code, ScistreamError
 from scistreamd.options import PUBLIC
@@ -31,10 +32,12 @@ def printable(text: str) -> str:
 
 
 def result(line: str) -> None:
-    """Print a line of the result at once; FAILED_PRECONDITION where it cannot be written (a full disk).
+    """Print a line of the result at once; FAILED_PRECONDITION where it cannot be written (a full disk, ``>&-``).
 
     A BrokenPipeError goes through: nobody is there to be told.
     """
+    if sys.stdout is None:
+        raise ScistreamError(Code.FAILED_PRECONDITION, "cannot write the result: standard output is closed")
     try:
         print(line, flush=True)
     except BrokenPipeError:
@@ -42,6 +45,12 @@ def result(line: str) -> None:
     except OSError as error:
         abandon_stdout()
         raise ScistreamError(Code.FAILED_PRECONDITION, f"cannot write the result: {error.strerror}") from None
+
+
+def closed_stderr_is_silent() -> None:
+    """Where standard error is closed (``2>&-``) nothing is said: else print() would say it on standard output."""
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  until we end
 
 
 def abandon_stdout() -> None:

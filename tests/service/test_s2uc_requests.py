@@ -277,3 +277,35 @@ async def test_a_result_that_cannot_be_told_is_given_back(tmp_path: Path) -> Non
     assert process.returncode == 9
     assert b"cannot write the result: No space left on device" in err
     assert paper.names[-1] == "release"
+
+
+async def _shell(redirection: str, *words: str, cwd: Path) -> tuple[int | None, bytes]:
+    """Run s2uc from a shell with this redirection; its status, and what it wrote where it still could."""
+    line = f'exec "$@" {redirection}'
+    process = await asyncio.create_subprocess_exec(
+        *("sh", "-c", line, "sh", *command(*words)),
+        cwd=cwd,
+        env=environment(),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    out, _ = await asyncio.wait_for(process.communicate(), 30)
+    return process.returncode, out
+
+
+async def test_with_standard_output_closed_no_tunnel_is_made(tmp_path: Path) -> None:
+    async with served(Paper()) as paper:
+        words = ("inbound-request", "--receiver-ports=5001", *_to(paper))
+        assert await _shell(">&-", *words, cwd=tmp_path) == (
+            9,
+            b"s2uc: cannot write the result: standard output is closed\n",
+        )
+    assert paper.names == []
+
+
+async def test_with_standard_error_closed_the_result_stays_as_it_is(tmp_path: Path) -> None:
+    async with served(Paper()) as paper:
+        words = ("inbound-request", "--mock", "--receiver-ports=5001", *_to(paper))
+        status, out = await _shell("2>&-", *words, cwd=tmp_path)
+    assert (status, out.splitlines()[0]) == (0, b"uid; s2cs; access_token; role")
+    assert b"note" not in out
