@@ -27,6 +27,17 @@ def write(path: Path, content: bytes, mode: int, *, replace: bool) -> None:
         raise ScistreamError(Code.FAILED_PRECONDITION, f"cannot write {path}: {error.strerror}") from None
 
 
+def there(path: Path, *, links: bool = False) -> bool:
+    """Whether the path leads to something, or with ``links`` is a link that leads nowhere.
+
+    Not where the way to it is closed to us, as in a directory of somebody else's.
+    """
+    try:
+        return path.exists() or (links and path.is_symlink())
+    except PermissionError:
+        return False
+
+
 def move(draft: Path, path: Path) -> None:
     """Put a file in another's place at once (rename(2)); FAILED_PRECONDITION with the system's reason."""
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cryptography import x509
 
-from scistreamd import addresses, selfsigned, validity
+from scistreamd import addresses, files, selfsigned, validity
 from scistreamd.cli import output
 from scistreamd.cli.ctl import configuration
 from scistreamd.errors import Code, ScistreamError, invalid
@@ -60,7 +60,7 @@ def _of_gateway() -> Path:
 
 
 def _refuse_existing(*paths: Path) -> None:
-    there = [str(path) for path in paths if path.exists() or path.is_symlink()]
+    there = [str(path) for path in paths if files.there(path, links=True)]
     if there:
         are = "are" if there[1:] else "is"
         message = f"{' and '.join(there)} {are} there already; nothing was written"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ssl
 from pathlib import Path
 
+from scistreamd import files
 from scistreamd.errors import Code, ScistreamError, invalid
 
 DEFAULT_FILE = "server.crt"
@@ -45,7 +46,7 @@ class Trust:
         if server_cert is not None:
             return cls(Path(server_cert))
         default = Path(DEFAULT_FILE)
-        return cls(default if default.exists() else None)
+        return cls(default if files.there(default) else None)
 
     def __str__(self) -> str:
         return str(self.path) if self.path else "the system's CAs"

@@ -65,9 +65,10 @@ def kept_in(name: str | None, uid: Uid, *, at_once: bool) -> Iterator[Callable[[
         yield lambda: None
         return
     path = Path(name)
-    if path.is_dir():
+    known = files.there(path)
+    if known and path.is_dir():
         raise ScistreamError(Code.FAILED_PRECONDITION, f"cannot write {path}: it is a directory")
-    if path.exists() and not path.is_file():  # /dev/null, a pipe, a terminal: nothing to put another file in place of
+    if known and not path.is_file():  # /dev/null, a pipe, a terminal: nothing to put another file in place of
         if at_once:
             _tell(path, uid)
         yield lambda: None if at_once else _tell(path, uid)

@@ -12,6 +12,7 @@ from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
+from scistreamd import files
 from scistreamd.cli import output
 from scistreamd.cli.auth.store import GLOBUS, Login, Store, path_of
 from scistreamd.cli.challenges import Offer, offers
@@ -136,10 +137,7 @@ class Tokens:
 
 def _has_logins() -> bool:
     """Whether there is a file of logins; who has no home that can be looked into has none."""
-    try:
-        return path_of().exists()
-    except PermissionError:
-        return False
+    return files.there(path_of())
 
 
 def _content(name: str) -> str:
