@@ -129,9 +129,9 @@ class Uid:
         return f"Uid(id={self.id})"
 
 
-def _parse_port(text: str, name: str) -> int:
+def _parse_port(text: str, name: str, form: str = _FORM) -> int:
     if not _PORT.fullmatch(text) or not 1 <= int(text) <= 65535:
-        raise invalid(name, f"port {shown(text)} is not a number from 1 to 65535", _FORM)
+        raise invalid(name, f"port {shown(text)} is not a number from 1 to 65535", form)
     return int(text)
 
 
@@ -241,9 +241,10 @@ class PortRange:
     def parse(cls, text: str, name: str = "port-range") -> PortRange:
         """``FIRST-LAST`` or a single port."""
         first, dash, last = text.partition("-")
-        bounds = _parse_port(first.strip(), name), _parse_port(last.strip() if dash else first.strip(), name)
+        form = "FIRST-LAST, for example 5100-5200"
+        bounds = [_parse_port(end.strip(), name, form) for end in (first, last if dash else first)]
         if bounds[0] > bounds[1]:
-            raise invalid(name, f"{shown(text)} ends before it starts", "FIRST-LAST, for example 5100-5200")
+            raise invalid(name, f"{shown(text)} ends before it starts", form)
         return cls(*bounds)
 
     def __contains__(self, port: object) -> bool:

@@ -114,8 +114,9 @@ def test_port_range() -> None:
     "text", ["", "-", "5200-5100", "0-10", "1-65536", "a-b", "1-2-3", "5100--5200", "-5100", "5100-"]
 )
 def test_bad_port_range(text: str) -> None:
-    with pytest.raises(ScistreamError, match="port-range"):
+    with pytest.raises(ScistreamError, match="port-range") as caught:
         PortRange.parse(text)
+    assert caught.value.hint == "FIRST-LAST, for example 5100-5200"
 
 
 def test_roles_and_security() -> None:
