@@ -91,6 +91,8 @@ async def test_tunnels_that_share_a_target_and_strangers_there() -> None:
         # Each outbound tunnel has tested its hop: a connection that no other half belongs to, for so long.
         await asyncio.sleep(tally._TOGETHER)
         strangers = [await stream(application.at, 5_000 + number) for number in range(3)]
+        # Nor of those, where connections of tunnels end at the same time and others cannot be told from theirs.
+        await asyncio.sleep(tally._TOGETHER)
         for turn, tunnel in enumerate(tunnels):
             done = [await stream(tunnel.listener, 20_000 * (turn + 1) + number) for number in range(10)]
             exact = sum(one for one, _ in done), sum(two for _, two in done)
