@@ -72,7 +72,10 @@ def _check_kind(claims: Claims, certificate: bytes) -> None:
             raise refused("this token is bound to a client certificate that was not shown", "connect with it")
     elif bound:
         raise refused("this token is bound to a key; only bearer tokens are taken")
-    if kind not in ("bearer", "access_token", "at+jwt") or str(claims.get("typ", "")).lower() in ("id", "refresh"):
+    # What else providers say of it: Keycloak by typ, Ory Hydra and Amazon Cognito by token_use.
+    other = str(claims.get("typ", "")).lower() in ("id", "refresh")
+    other = other or str(claims.get("token_use") or "access").lower() not in ("access", "access_token")
+    if other or kind not in ("bearer", "access_token", "at+jwt"):
         raise refused("this is no access token")
 
 
