@@ -274,7 +274,7 @@ def run(options: Namespace, work: Callable[[Gateway], Coroutine[Any, Any, None]]
 
 
 async def _until_signal(work: Coroutine[Any, Any, None], limit: int, what: str) -> int:
-    """0 when the work is done; 128 and the signal's number where one ended it, after all was given back.
+    """0 when the work is done; a signal ends the process, with 128 and its number, after all was given back.
 
     That takes seconds at most. Signals meanwhile change nothing: a terminal's Ctrl-C comes twice
     to a program behind another that passes it on (sudo, podman).
@@ -299,5 +299,6 @@ async def _until_signal(work: Coroutine[Any, Any, None], limit: int, what: str) 
     except asyncio.CancelledError:
         if not received:
             raise
-        return 128 + received[0]
+        # Here and now: a return waits for the thread that may be looking up a name.
+        output.end(128 + received[0])
     return 0

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import ssl
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
 from scistreamd.cli import s2ctl
-from tests.service.s2uc_support import FIRST_PORT, Paper, Result, arun, served
+from tests.service.s2uc_support import FIRST_PORT, SECONDS, Paper, Result, arun, environment, served
 
 UID = "0e9c1b0e-70a9-4c1f-9e56-0f9c9a4e6f11"
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -135,6 +137,37 @@ async def test_ctrl_c_while_a_server_is_silent(home: Path, option: str) -> None:
         words = ("release", UID, f"--s2cs=127.0.0.1:{port}", option)
         result = await arun(*words, cwd=home, interrupt=spoken.wait)
     assert (result.status, result.out, result.err) == (130, "", "")
+
+
+_LOOKS_UP_FOR_EVER = """
+import socket, sys, threading
+def look_up(*_, **__):
+    print("looking up", flush=True)
+    threading.Event().wait()
+socket.getaddrinfo = look_up
+from scistreamd.cli.s2uc import main
+sys.exit(main())
+"""
+
+
+async def test_ctrl_c_while_a_name_is_looked_up(home: Path) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-W", "error", "-c", _LOOKS_UP_FOR_EVER, "release", UID, "--s2cs=gateway.example.org"),
+        cwd=home,
+        env=environment(),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        assert process.stdout is not None
+        assert await asyncio.wait_for(process.stdout.readline(), SECONDS) == b"looking up\n"
+        process.send_signal(signal.SIGINT)
+        out, err = await asyncio.wait_for(process.communicate(), SECONDS)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert (process.returncode, out, err) == (130, b"", b"")
 
 
 async def test_plaintext_to_another_host_is_told(home: Path) -> None:
