@@ -95,6 +95,7 @@ def counts_row(tunnel_id: str, counts: Counts) -> list[Any]:
         list(counts.rates.bytes_out),
         counts.health.rtt_usec,
         counts.retransmits,
+        counts.health.cwnd,
         counts.health.delivery_rate,
         counts.estimated,
     ]

@@ -23,7 +23,7 @@ CreateOutbound(uid s, remote_listeners as, options a{sv}) -> tunnel o, listeners
 Release(id_or_uid s, options a{sv})
 GetTunnel(id_or_uid s) -> tunnel o
 ListTunnels() -> tunnels a(sssasassso)
-ListCounters() -> counters a(sutttttadaduttb)
+ListCounters() -> counters a(sutttttadadututb)
 CheckPorts(ports aq) -> answers aa{sv}
 TestPath(uid s, listener s, options a{sv}) -> result a{sv}
 Reload()

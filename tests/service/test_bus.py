@@ -265,8 +265,8 @@ async def test_counters(scene: Door, client: Client) -> None:
     assert objects[path][names.TUNNEL]["BytesIn"].value == 1 << 40
     [rows] = await client.manager("ListCounters")
     rates = [[1.5, 2.5, 3.5], [4.5, 5.5, 6.5]]
-    assert rows[0] == [tunnel_id, 2, 7, 1 << 40, 5, 6, 7, *rates, 250, 3, 99, True]
-    assert rows[1][1:] == [0, 0, 0, 0, 0, 0, [], [], 0, 0, 0, False]
+    assert rows[0] == [tunnel_id, 2, 7, 1 << 40, 5, 6, 7, *rates, 250, 3, 10, 99, True]
+    assert rows[1][1:] == [0, 0, 0, 0, 0, 0, [], [], 0, 0, 0, 0, False]
     [told] = await client.raw(path, names.TUNNEL, "GetCounters")
     assert {name: each.value for name, each in told.items()} == {
         "connections": 2, "connections-total": 7, "bytes-in": 1 << 40, "bytes-out": 5, "packets-in": 6,

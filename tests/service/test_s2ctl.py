@@ -222,11 +222,12 @@ async def test_top(scene: Door, run: Run) -> None:
     scene.counted.values[second["id"]] = CARRIED
     lines = (await run("top", "-n1")).out.splitlines()
     assert lines[0].endswith("2 tunnels, 2 connections, 2.00MB/s in, 20B/s out (over 1s)")
-    assert lines[2].split() == ["ID", "LABEL", "ROLE", "CONNS", "IN/s", "OUT/s", "IN", "OUT", "RTT", "RETRANS", "HOP/s"]
+    titles = ["ID", "LABEL", "ROLE", "CONNS", "IN/s", "OUT/s", "IN", "OUT", "RTT", "RETRANS", "CWND", "HOP/s"]
+    assert lines[2].split() == titles
     assert lines[3].split() == [
-        second["id"], "two", "PROD", "2", "2.00M", "20", "1.07G", "1.50k", "0.25ms", "4", "5.00M",
+        second["id"], "two", "PROD", "2", "2.00M", "20", "1.07G", "1.50k", "0.25ms", "4", "20", "5.00M",
     ]  # fmt: skip
-    assert lines[4].split() == [first["id"], "one", "PROD", "0", "-", "-", "0", "0", "-", "0", "0"]
+    assert lines[4].split() == [first["id"], "one", "PROD", "0", "-", "-", "0", "0", "-", "0", "0", "0"]
     assert len(lines) == 5
     bare = (await run("top", "-n2", "-d", "0.1", "--no-legend", "--sort", "label", "--span", "60")).out.splitlines()
     assert [line.split()[1] for line in bare] == ["one", "two", "one", "two"]

@@ -19,11 +19,11 @@ from scistreamd.cli import output
 from scistreamd.cli.ctl import carried, human, remote
 from scistreamd.cli.ctl.arguments import SPANS
 from scistreamd.cli.ctl.screen import BOLD, Screen
-from scistreamd.cli.ctl.table import Cell, Line, fitting, render, shortened
+from scistreamd.cli.ctl.table import Cell, Line, columns_of, fitting, render, shortened
 from scistreamd.cli.ctl.tunnels import Carried, Row, Tunnels
 
-_TITLES = ("ID", "LABEL", "ROLE", "CONNS", "IN/s", "OUT/s", "IN", "OUT", "RTT", "RETRANS", "HOP/s")
-_WIDE = 100  # columns of a terminal that has room for the last one
+_TITLES = ("ID", "LABEL", "ROLE", "CONNS", "IN/s", "OUT/s", "IN", "OUT", "RTT", "RETRANS", "CWND", "HOP/s")
+_SHORT_LABEL = 12  # on a terminal that has no room for all columns beside a longer one
 # ECMA-48: cursor home, erase to the end of the line, erase to the end of the screen; xterm: alternate screen.
 _HOME, _END_OF_LINE, _REST, _ENTER, _LEAVE = (
     "\x1b[H",
@@ -187,10 +187,15 @@ def _heading(screen: Screen, options: Namespace, entries: Sequence[Entry]) -> li
 
 def _table(screen: Screen, entries: Sequence[Entry]) -> list[str]:
     rows = [_line(each) for each in entries]
-    width = len(_TITLES) - (screen.width is not None and screen.width < _WIDE)
-    width = min(width, fitting(screen, _TITLES, rows))
+    if fitting(screen, _TITLES, rows) < len(_TITLES):
+        rows = [_line(replace(each, label=_short(each.label))) for each in entries]
+    width = fitting(screen, _TITLES, rows)
     lines = render(screen, _TITLES[:width], [row[:width] for row in rows], "")
     return lines[:-2] if screen.legend and entries else lines if entries else []
+
+
+def _short(label: str) -> str:
+    return label if columns_of(label) <= _SHORT_LABEL else shortened(label, _SHORT_LABEL - 1) + "…"
 
 
 def _line(entry: Entry) -> Line:
@@ -207,5 +212,6 @@ def _line(entry: Entry) -> Line:
         about + human.size(sums.bytes_out),
         human.milliseconds(sums.wan_rtt_usec),
         str(sums.wan_retransmits),
+        str(sums.wan_cwnd),
         human.size(sums.wan_delivery_rate),
     ]

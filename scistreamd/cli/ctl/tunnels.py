@@ -93,6 +93,7 @@ class Carried:
     rates_out: list[float]
     wan_rtt_usec: int
     wan_retransmits: int
+    wan_cwnd: int
     wan_delivery_rate: int
     estimated: bool
 
