@@ -46,6 +46,8 @@ class Talk:
         self._line.setblocking(False)
         self._deadline = deadline
         self._heard = bytearray()
+        # What `pour` has seen answered, in bytes and seconds, also where it fails.
+        self.taken, self.took = 0, 0.0
 
     def ask(self) -> Answers:
         """The quickest of a few answers. NotOurs, TimeoutError, ssl.SSLError or OSError where it does not answer so."""
@@ -61,12 +63,12 @@ class Talk:
             body = answered
         return Answers(min(took), body)
 
-    def pour(self, most_body: int, seconds: float) -> tuple[int, float]:
-        """Send for so long; the bytes of all bodies that were answered, and the seconds until the last answer was."""
+    def pour(self, most_body: int, seconds: float) -> None:
+        """Send for so long; ``taken`` are the bytes of all bodies that were answered, ``took`` until the last was."""
         block = memoryview(os.urandom(_CHUNK))
-        began = last = time.monotonic()
+        began = time.monotonic()
         self._deadline = began + seconds + _LAST_ANSWERS
-        size, taken, sent_at = min(_FIRST_BODY, most_body), 0, began
+        size, sent_at = min(_FIRST_BODY, most_body), began
         unanswered: deque[int] = deque()
         head, left = memoryview(b""), 0
         while True:
@@ -88,8 +90,7 @@ class Talk:
                 left -= self._send(block[: min(left, _CHUNK)])
             self._hear()
             while unanswered and self._answer() is not None:
-                taken, last = taken + unanswered.popleft(), time.monotonic()
-        return taken, last - began
+                self.taken, self.took = self.taken + unanswered.popleft(), time.monotonic() - began
 
     def _wait(self, to_send: bool, most: float = 3600.0) -> None:
         left = self._deadline - time.monotonic()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from scistreamd import pathtest
 from scistreamd.config import Settings
 from scistreamd.daemon import Gateway, Plugged
 from scistreamd.dataserver.stunnel import ANSWER_SCRIPT
@@ -142,11 +143,11 @@ class Cutting:
 
     def __init__(self, to: Endpoint, times: int) -> None:
         self._to = to
-        self._times = times
+        self.times = times
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        left = 1 << 20 if self._times > 0 else 1 << 40
-        self._times -= 1
+        left = 1 << 20 if self.times > 0 else 1 << 40
+        self.times -= 1
         async with connected(self._to) as (back, forth):
             answers = asyncio.create_task(self._relay(back, writer, 1 << 40))
             await self._relay(reader, forth, left)
@@ -168,6 +169,20 @@ async def test_a_hop_that_fails_once_while_it_is_measured_is_measured_again(scen
     once, again = [await found(each, uid, throughput=0.3) for each in relays]
     assert (once.outcome, once.sent_bytes > 1 << 20) == (Outcome.OK, True), once
     assert (again.outcome, again.rtt_usec > 0) == (Outcome.RESET, True), again
+
+
+async def test_a_measurement_that_breaks_off_now_and_then_goes_on(
+    scene: Field, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pathtest, "_MUCH", 0)
+    uid = Uid.random()
+    inbound = await scene.gateway("Nginx", Role.PROD, dead(), uid=uid)
+    cutting = Cutting(inbound.listeners[0], 3)
+    listener = await scene.application(cutting)
+    # A slow machine needs longer for what is cut off.
+    while cutting.times > 0:
+        going = await found(listener, uid, throughput=1.0)
+        assert (going.outcome, going.sent_bytes > 0, going.throughput > 0) == (Outcome.OK, True, True), going
 
 
 async def test_what_listens_nowhere_refuses() -> None:
