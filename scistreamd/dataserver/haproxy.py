@@ -151,7 +151,7 @@ def _listeners(plan: Plan, places: Places) -> list[str]:
     return [
         _listener(
             index,
-            [f"bind fd@{fd}{_bind_tls(plan, places)}", *_allow(bind), *_to_answer(plan)],
+            [f"bind fd@{fd}{_bind_tls(plan, places)}", *_allow(bind), *_first_byte(), *_to_answer(plan)],
             plan.targets[index],
             _server_tls(plan, places),
         )
@@ -163,10 +163,13 @@ def _to_answer(plan: Plan) -> list[str]:
     return [f"use_backend answer if {{ ssl_fc_sni -i {ANSWER_NAME} }}"] if answers(plan) else []
 
 
+def _first_byte() -> list[str]:
+    return [f"tcp-request inspect-delay {_LISTEN_MS}ms", "tcp-request content accept if { req.len gt 0 }"]
+
+
 def _listener(index: int, begins: list[str], targets: tuple[Endpoint, ...], server_tls: str) -> str:
     # A target is tried once: HAProxy waits a second before it tries the same one again.
     lines = [f"listen l{index}", *(f"    {line}" for line in begins), f"    retries {len(targets) - 1}"]
-    lines += [f"    tcp-request inspect-delay {_LISTEN_MS}ms", "    tcp-request content accept if { req.len gt 0 }"]
     for number, target in enumerate(targets):
         # The first address is the best one; the others are for its failures.
         weight = 256 if number == 0 else 1

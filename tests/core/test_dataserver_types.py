@@ -101,6 +101,7 @@ def test_haproxy_reads_who_may_connect_before_where_to() -> None:
     text = Haproxy().render(replace(wanted, listeners=few), PLACES).config["haproxy.cfg"]
     for listener in text.split("\nlisten ")[1:]:
         assert 0 < listener.index("tcp-request connection reject") < listener.index("use_backend answer")
+        assert "tcp-request" not in listener.partition("use_backend")[2]
 
 
 @pytest.mark.parametrize("server", DATA_SERVERS)
@@ -142,8 +143,8 @@ def test_haproxy_takes_the_sockets_in_order_and_tries_addresses_in_turn() -> Non
     listeners = program.config["haproxy.cfg"].partition("listen l0")[2]
     first_byte = "    tcp-request inspect-delay 20ms\n    tcp-request content accept if { req.len gt 0 }\n"
     assert listeners == (
-        f"\n    bind fd@3\n    retries 0\n{first_byte}    server t0 ipv4@198.51.100.1:7000 weight 256\n"
-        f"\nlisten l1\n    bind fd@4\n    retries 1\n{first_byte}    server t0 ipv6@2001:db8::1:7001 weight 256\n"
+        f"\n    bind fd@3\n{first_byte}    retries 0\n    server t0 ipv4@198.51.100.1:7000 weight 256\n"
+        f"\nlisten l1\n    bind fd@4\n{first_byte}    retries 1\n    server t0 ipv6@2001:db8::1:7001 weight 256\n"
         "    server t1 ipv4@198.51.100.1:7001 weight 1\n"
     )
     assert (program.reload_signal, program.drain_signal) == (signal.SIGUSR2, signal.SIGUSR1)

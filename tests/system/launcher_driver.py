@@ -260,6 +260,7 @@ async def armour(launcher: SystemdLauncher) -> None:
             exposure = float(verdict.partition(": ")[2].split()[0])
             print(kind, exposure)
             assert exposure <= 1.5, verdict
+            assert "[WARNING]" not in call("journalctl", "--output=cat", "--unit", tunnel.names.service)
             told = call("systemctl", "show", "--all", tunnel.names.service, tunnel.names.socket)
             told += call("systemctl", "cat", tunnel.names.service, tunnel.names.socket)
             for word in (tunnel.uid.reveal(), tunnel.uid.reveal().replace("-", ""), "PRIVATE KEY"):
